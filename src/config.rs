@@ -1,0 +1,501 @@
+//! The recipe: everything that decides what a mosaic looks like, but for the weights and the seed.
+//!
+//! The defaults are those of MosaicFusion (arXiv 2309.13042). A model may recommend others (in
+//! `mosaicbank.json`, beside `model_index.json`), and the user's own go over both:
+//! [`Recipe::resolve`].
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::geometry::Size;
+use crate::mask::{FilterParams, RefineParams, Threshold};
+
+/// The schedulers that a recipe can name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulerKind {
+    /// Pseudo linear multistep (Liu et al., 2022), without Runge-Kutta warm-up.
+    Pndm,
+    /// Deterministic DDIM (Song et al., 2021).
+    Ddim,
+    /// Euler steps of the probability-flow equation (Karras et al., 2022).
+    Euler,
+    /// DPM-Solver++ 2M (Lu et al., 2022).
+    DpmSolver,
+    /// DPM-Solver++ 2M on the noise levels of Karras et al., 2022.
+    DpmSolverKarras,
+    /// Latent consistency sampling (Luo et al., 2023).
+    Lcm,
+}
+
+impl SchedulerKind {
+    /// All of them, in the order that messages list them.
+    pub const ALL: [Self; 6] = [
+        Self::Pndm,
+        Self::Ddim,
+        Self::Euler,
+        Self::DpmSolver,
+        Self::DpmSolverKarras,
+        Self::Lcm,
+    ];
+
+    /// The name used in recipes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pndm => "pndm",
+            Self::Ddim => "ddim",
+            Self::Euler => "euler",
+            Self::DpmSolver => "dpm_solver",
+            Self::DpmSolverKarras => "dpm_solver_karras",
+            Self::Lcm => "lcm",
+        }
+    }
+
+    /// The scheduler of this name.
+    ///
+    /// # Errors
+    /// [`Error::Value`] listing the accepted names.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|k| k.name() == name)
+            .ok_or_else(|| {
+                Error::value(
+                    "scheduler",
+                    Self::ALL.map(Self::name).join(", "),
+                    format!("{name:?}"),
+                )
+            })
+    }
+}
+
+/// How the noise predictions of overlapping regions are weighted against each other.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Window {
+    /// Separable, largest in the middle of the region.
+    Gaussian {
+        /// Variance, as a share of the squared side.
+        variance: f64,
+    },
+    /// All positions alike.
+    Constant,
+    /// `(1 - x^2)^2` along each axis, x from -1 to 1 across the region.
+    Quartic,
+}
+
+/// The parts of the UNet whose cross-attention is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Block {
+    /// Down blocks.
+    Down,
+    /// The middle block.
+    Mid,
+    /// Up blocks.
+    Up,
+}
+
+/// The tokens of a category's name whose attention is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubjectTokens {
+    /// The last one (the paper's).
+    Last,
+    /// The mean over all of them.
+    Mean,
+}
+
+/// Which cross-attention probabilities become the map of a region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttentionParams {
+    /// Parts of the UNet.
+    pub blocks: Vec<Block>,
+    /// Resolutions: 0 is the latent's own (1/8 of the image for Stable Diffusion), each next
+    /// one half of it, rounded up.
+    pub levels: Vec<u32>,
+    /// Tokens.
+    pub subject: SubjectTokens,
+}
+
+impl Default for AttentionParams {
+    fn default() -> Self {
+        Self {
+            blocks: vec![Block::Down, Block::Up],
+            levels: vec![0, 1, 2],
+            subject: SubjectTokens::Last,
+        }
+    }
+}
+
+/// What happens to a mosaic of which some regions fail the filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// It is dropped whole (the paper's).
+    Canvas,
+    /// The good regions are kept, and the categories of the others are listed in
+    /// `not_exhaustive_category_ids`.
+    Region,
+    /// The picture is cut to the largest rectangle of whole region parts that are all good.
+    Crop,
+}
+
+/// Everything that decides what a mosaic looks like, but for the weights and the seed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recipe {
+    /// Height of the base region, pixels.
+    pub height: u32,
+    /// Width of the base region, pixels.
+    pub width: u32,
+    /// Regions of a mosaic: 1, 2 or 4.
+    pub regions: u32,
+    /// The mosaic's centre, as a range of shares of the base region's height and width.
+    pub center: [f64; 2],
+    /// By how much neighbouring regions overlap (height, width), pixels; an eighth of the base
+    /// region when absent.
+    pub overlap: Option<[u32; 2]>,
+    /// Denoising steps.
+    pub steps: u32,
+    /// Weight of classifier-free guidance; 1 turns it off.
+    pub guidance: f64,
+    /// The checkpoint's own when absent.
+    pub scheduler: Option<SchedulerKind>,
+    /// Weights of overlapping noise predictions.
+    pub window: Window,
+    /// Prompt; `{category}` stands for the category's name, `_` written as a space.
+    pub template: String,
+    /// Whether the category's definition follows, where one is known.
+    pub definition: bool,
+    /// The unconditional prompt.
+    pub negative_prompt: String,
+    /// Layers left out at the end of the text encoder (1: the penultimate layer).
+    pub clip_skip: u32,
+    /// Which attention becomes the map.
+    pub attention: AttentionParams,
+    /// From map to first mask.
+    pub threshold: Threshold,
+    /// From first mask to final mask; absent: not refined.
+    pub refine: Option<RefineParams>,
+    /// Which masks are kept.
+    pub filter: FilterParams,
+    /// What happens when some are not.
+    pub keep: Keep,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            height: 384,
+            width: 512,
+            regions: 4,
+            center: [0.75, 1.25],
+            overlap: None,
+            steps: 50,
+            guidance: 7.5,
+            scheduler: None,
+            window: Window::Gaussian { variance: 0.01 },
+            template: "a photo of a single {category}".into(),
+            definition: true,
+            negative_prompt: String::new(),
+            clip_skip: 0,
+            attention: AttentionParams::default(),
+            threshold: Threshold::default(),
+            refine: Some(RefineParams::default()),
+            filter: FilterParams::default(),
+            keep: Keep::Region,
+        }
+    }
+}
+
+impl Recipe {
+    /// The paper's defaults, then the model's `recommended` values, then the user's `own`.
+    /// Objects are merged key by key; any other value replaces the one below it.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming an unknown key, a value of the wrong type, or an impossible one.
+    pub fn resolve(recommended: &Map<String, Value>, own: &Map<String, Value>) -> Result<Self> {
+        let mut value =
+            serde_json::to_value(Self::default()).map_err(|e| Error::backend("recipe", e))?;
+        for (layer, what) in [
+            (recommended, "recipe recommended by the model"),
+            (own, "recipe"),
+        ] {
+            for (key, own_value) in layer {
+                if value.get(key).is_none() {
+                    let known = value.as_object().map_or_else(String::new, |o| {
+                        o.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+                    });
+                    return Err(Error::value(
+                        what,
+                        format!("the keys {known}"),
+                        format!("{key:?}"),
+                    ));
+                }
+                merge(&mut value[key], own_value);
+            }
+            // Checked layer by layer, so that the message names the one at fault.
+            Self::from_value(&value, what)?;
+        }
+        Self::from_value(&value, "recipe")
+    }
+
+    fn from_value(value: &Value, what: &str) -> Result<Self> {
+        let Value::Object(map) = value else {
+            return Err(Error::value(what, "an object", value));
+        };
+        // Key by key first, for an error that says which key it was.
+        for (key, item) in map {
+            let single = Value::Object([(key.clone(), item.clone())].into_iter().collect());
+            if let Err(e) = serde_json::from_value::<Self>(single) {
+                let text = e.to_string();
+                return Err(Error::value(format!("{what}, key {key:?}"), text, item));
+            }
+        }
+        let recipe: Self = serde_json::from_value(value.clone())
+            .map_err(|e| Error::value(what, "a recipe", e))?;
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// Reads a JSON or (by its name) TOML file of the user's own values.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Io`], or [`Error::Format`] when it is not an object.
+    pub fn read_overrides(path: &std::path::Path) -> Result<Map<String, Value>> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let value: Value = if path.extension().is_some_and(|e| e == "toml") {
+            toml::from_str(&text).map_err(|e| Error::format(path, "TOML", e))?
+        } else {
+            serde_json::from_str(&text).map_err(|e| Error::format(path, "JSON", e))?
+        };
+        match value {
+            Value::Object(map) => Ok(map),
+            other => Err(Error::format(path, "an object of recipe keys", other)),
+        }
+    }
+
+    /// Refuses impossible values.
+    ///
+    /// # Errors
+    /// [`Error::Value`] with the key, what it accepts, and what it was.
+    pub fn validate(&self) -> Result<()> {
+        let check = |ok: bool, key: &str, expected: &str, got: &dyn std::fmt::Display| {
+            if ok {
+                Ok(())
+            } else {
+                Err(Error::value(format!("recipe, key {key:?}"), expected, got))
+            }
+        };
+        /// Regions beyond this have no use and would only exhaust memory.
+        const MAX_SIDE: u32 = 8192;
+        let sides = 1..=MAX_SIDE;
+        check(
+            sides.contains(&self.height),
+            "height",
+            "1..=8192 pixels",
+            &self.height,
+        )?;
+        check(
+            sides.contains(&self.width),
+            "width",
+            "1..=8192 pixels",
+            &self.width,
+        )?;
+        check(
+            matches!(self.regions, 1 | 2 | 4),
+            "regions",
+            "1, 2 or 4",
+            &self.regions,
+        )?;
+        let [low, high] = self.center;
+        check(
+            0.0 < low && low <= high && high < 2.0,
+            "center",
+            "[low, high] with 0 < low <= high < 2",
+            &format!("{:?}", self.center),
+        )?;
+        check(
+            (1..=10_000).contains(&self.steps),
+            "steps",
+            "1..=10000",
+            &self.steps,
+        )?;
+        check(
+            self.guidance.is_finite() && (0.0..=1000.0).contains(&self.guidance),
+            "guidance",
+            "0..=1000",
+            &self.guidance,
+        )?;
+        if let Window::Gaussian { variance } = self.window {
+            check(
+                variance.is_finite() && variance > 0.0,
+                "window.variance",
+                "a positive number",
+                &variance,
+            )?;
+        }
+        check(
+            self.template.matches("{category}").count() == 1,
+            "template",
+            "a text with {category} once",
+            &format!("{:?}", self.template),
+        )?;
+        let unique = |n: usize, list: &dyn Fn(usize, usize) -> bool| {
+            n > 0 && (0..n).all(|i| (i + 1..n).all(|j| !list(i, j)))
+        };
+        let blocks = &self.attention.blocks;
+        check(
+            unique(blocks.len(), &|i, j| blocks[i] == blocks[j]),
+            "attention.blocks",
+            "a list of \"down\", \"mid\", \"up\", each at most once",
+            &format!("{blocks:?}"),
+        )?;
+        let levels = &self.attention.levels;
+        check(
+            unique(levels.len(), &|i, j| levels[i] == levels[j])
+                && levels.iter().all(|l| *l < 8),
+            "attention.levels",
+            "a list of levels 0..8, each at most once",
+            &format!("{levels:?}"),
+        )?;
+        self.threshold.validate()?;
+        if let Some(refine) = &self.refine {
+            refine.validate()?;
+        }
+        self.filter.validate()
+    }
+
+    /// Size of the base region.
+    pub fn base(&self) -> Size {
+        Size::new(self.height, self.width)
+    }
+
+    /// A hash of every value, 32 hexadecimal digits; two recipes with the same hash make the
+    /// same mosaics.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] when the recipe cannot be written as JSON.
+    pub fn hash(&self) -> Result<String> {
+        let text = serde_json::to_vec(self).map_err(|e| Error::backend("recipe", e))?;
+        Ok(hex(&Sha256::digest(&text)[..16]))
+    }
+}
+
+/// Lower-case hexadecimal digits of `bytes`.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn merge(below: &mut Value, above: &Value) {
+    match (below, above) {
+        (Value::Object(b), Value::Object(a)) if !a.contains_key("kind") => {
+            for (key, value) in a {
+                merge(b.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (b, a) => *b = a.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn map(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap_or_default()
+    }
+
+    fn resolve(own: Value) -> Result<Recipe> {
+        Recipe::resolve(&Map::new(), &map(own))
+    }
+
+    #[test]
+    fn layers_override_key_by_key() {
+        let model = map(json!({"height": 64, "width": 64, "attention": {"levels": [0, 1]}}));
+        let own = map(json!({"width": 128, "attention": {"subject": "mean"}}));
+        let recipe = Recipe::resolve(&model, &own).unwrap();
+        assert_eq!(recipe.base(), Size::new(64, 128));
+        assert_eq!(recipe.attention.levels, [0, 1]);
+        assert_eq!(recipe.attention.subject, SubjectTokens::Mean);
+        assert_eq!(recipe.steps, 50);
+    }
+
+    #[test]
+    fn refusals_name_the_key_and_the_accepted_values() {
+        for (own, words) in [
+            (json!({"step": 3}), vec!["\"step\"", "steps"]),
+            (json!({"steps": "many"}), vec!["steps", "many"]),
+            (json!({"steps": 0}), vec!["steps", "1..="]),
+            (json!({"regions": 3}), vec!["regions", "1, 2 or 4", "3"]),
+            (
+                json!({"scheduler": "heun"}),
+                vec!["scheduler", "pndm", "heun"],
+            ),
+            (
+                json!({"template": "a photo"}),
+                vec!["template", "{category}"],
+            ),
+            (
+                json!({"window": {"kind": "gaussian", "variance": -1}}),
+                vec!["variance", "-1"],
+            ),
+            (
+                json!({"attention": {"level": [0]}}),
+                vec!["attention", "levels"],
+            ),
+            (
+                json!({"attention": {"levels": []}}),
+                vec!["attention.levels"],
+            ),
+            (json!({"center": [1.25, 0.75]}), vec!["center"]),
+            (json!({"guidance": -1.0}), vec!["guidance"]),
+        ] {
+            let text = resolve(own.clone())
+                .expect_err(&own.to_string())
+                .to_string();
+            assert!(words.iter().all(|w| text.contains(w)), "{own}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_hash_changes_with_any_value() {
+        let base = Recipe::default().hash().unwrap();
+        assert_eq!(base, resolve(json!({})).unwrap().hash().unwrap());
+        for own in [
+            json!({"steps": 49}),
+            json!({"keep": "canvas"}),
+            json!({"refine": null}),
+            json!({"window": {"kind": "quartic"}}),
+        ] {
+            assert_ne!(base, resolve(own).unwrap().hash().unwrap());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_error_or_a_valid_recipe(text in r#"[{}\[\]a-z":,0-9 .-]{0,60}"#) {
+            if let Ok(Value::Object(own)) = serde_json::from_str::<Value>(&text) {
+                let _ = Recipe::resolve(&Map::new(), &own);
+            }
+        }
+
+        #[test]
+        fn a_resolved_recipe_is_valid(
+            steps in any::<u32>(), regions in any::<u32>(), guidance in any::<f64>(),
+            height in any::<u32>(), center in any::<[f64; 2]>(),
+        ) {
+            let own = map(json!({"steps": steps, "regions": regions, "guidance": guidance,
+                "height": height, "center": center}));
+            if let Ok(recipe) = Recipe::resolve(&Map::new(), &own) {
+                recipe.validate().unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! mosaicbank: an online, training-time augmenter for instance segmentation.
+//!
+//! The way of the data, and so the order of the modules:
+//!
+//! ```text
+//! prompt -> tokens -> text embedding -> region denoising with attention capture
+//!        -> decode -> attention map -> mask -> instance -> bank
+//!        -> sampler / paste -> the trainer's batch
+//! ```
+//!
+//! | room | does | must not |
+//! | --- | --- | --- |
+//! | [`error`], [`config`], [`geometry`], [`rng`] | words that every room shares | know any stage |
+//! | [`dataset`] | LVIS/COCO JSON in, export and merge out | touch pixels |
+//! | `weights` | strict safetensors loading | know an architecture |
+//! | `text` | prompt to embedding | know the UNet |
+//! | `diffusion` | UNet, VAE, schedulers, the attention seam | know prompts or masks |
+//! | `mosaic` | layout, the denoising loop, capture, decode | write files |
+//! | [`mask`] | attention map to mask, on plain arrays | know any other stage |
+//! | [`instance`] | instances and where they came from | do anything |
+//! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
+//! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
+//! | [`engine`] | planner, worker, throttle, heartbeat | be needed by the trainer |
+//! | [`cli`] | one file per subcommand | hold logic |
+//!
+//! `weights`, `text`, `diffusion` and `mosaic` exist with the cargo feature `engine` only, as does
+//! the part of [`engine`] that runs a model; nothing else links libtorch.
+
+pub mod error;
+// What every room shares.
+pub mod config;
+pub mod geometry;
+pub mod rng;
+// Categories in, annotations out.
+pub mod dataset;
+// Weights and the layers that the models share.
+#[cfg(feature = "engine")]
+mod nn;
+#[cfg(feature = "engine")]
+pub mod weights;
+// Prompt to embedding.
+#[cfg(feature = "engine")]
+pub mod text;
+// Embedding and noise to latents, latents to pixels.
+#[cfg(feature = "engine")]
+pub mod diffusion;
+// Regions to a canvas, with the attention of each.
+#[cfg(feature = "engine")]
+pub mod mosaic;
+// Attention maps to masks.
+pub mod mask;
+// What a mask becomes.
+pub mod instance;
+// Instances on disk, beside the training run.
+pub mod bank;
+// What the trainer sees next.
+pub mod sampler;
+// Bank instances on real images.
+pub mod paste;
+// New mosaics on demand, beside the training.
+pub mod engine;
+// The command line.
+pub mod cli;
+// Thin Python bindings over all of it.
+#[cfg(feature = "python")]
+pub mod python;
+
+pub use error::{Error, Result};
