@@ -1,0 +1,65 @@
+//! Outlines of masks, along pixel edges.
+
+use super::Rle;
+use super::components::components;
+
+/// Directions along pixel edges, clockwise on the screen: right, down, left, up.
+const STEPS: [(i64, i64); 4] = [(1, 0), (0, 1), (-1, 0), (0, -1)];
+
+/// The outer outline of every 4-connected component as a flat list of corner coordinates,
+/// clockwise, without points in the middle of a straight side.
+pub(super) fn outlines(rle: &Rle) -> Vec<Vec<f64>> {
+    let Some(window) = rle.bbox() else {
+        return Vec::new();
+    };
+    // Work on the tight box only; it lies within the mask, so the crop cannot fail.
+    let Ok(crop) = rle.crop(window) else {
+        return Vec::new();
+    };
+    let found = components(&crop.decode());
+    let size = crop.size();
+    let (h, w) = (i64::from(size.height), i64::from(size.width));
+    found
+        .items
+        .iter()
+        .map(|component| {
+            let inside = |x: i64, y: i64| {
+                (0..w).contains(&x)
+                    && (0..h).contains(&y)
+                    && found.labels[(y * w + x) as usize] == component.label
+            };
+            // The first pixel in row order has nothing above it: start along its top side,
+            // with the foreground on the right hand.
+            let start = (i64::from(component.first.0), i64::from(component.first.1));
+            let (mut x, mut y) = start;
+            let mut heading = 0usize;
+            let mut outline = Vec::new();
+            loop {
+                let turned_from = heading;
+                let (dx, dy) = STEPS[heading];
+                (x, y) = (x + dx, y + dy);
+                // The pixels ahead of this corner, on the right and on the left hand.
+                let (right, left) = match heading {
+                    0 => ((x, y), (x, y - 1)),
+                    1 => ((x - 1, y), (x, y)),
+                    2 => ((x - 1, y - 1), (x - 1, y)),
+                    _ => ((x, y - 1), (x - 1, y - 1)),
+                };
+                // Pixels that touch at a corner only are kept apart: right turns first.
+                if !inside(right.0, right.1) {
+                    heading = (heading + 1) % 4;
+                } else if inside(left.0, left.1) {
+                    heading = (heading + 3) % 4;
+                }
+                if heading != turned_from {
+                    outline.push((x + i64::from(window.x0)) as f64);
+                    outline.push((y + i64::from(window.y0)) as f64);
+                }
+                if (x, y) == start && heading == 0 {
+                    break;
+                }
+            }
+            outline
+        })
+        .collect()
+}

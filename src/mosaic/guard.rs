@@ -1,0 +1,108 @@
+//! The edge to libtorch: its plain methods panic when it throws, out of memory above all. Every
+//! public entry of this room runs inside [`torch`], which turns that into our error.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use tch::Device;
+
+use crate::error::{Error, Result};
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What libtorch and CUDA say when memory is the matter.
+const OUT_OF_MEMORY: [&str; 4] = [
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+];
+
+/// A panic that is caught here is reported as an error, not on standard error as well.
+fn install_hook() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                before(info);
+            }
+        }));
+    });
+}
+
+/// Runs `work` without gradients, and turns what libtorch throws into our error.
+pub(super) fn torch<T>(
+    device: Device,
+    what: &str,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    install_hook();
+    let before = QUIET.replace(true);
+    let out = catch_unwind(AssertUnwindSafe(|| tch::no_grad(work)));
+    QUIET.set(before);
+    let error = match out {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(Error::Backend { what, message })) => (what, message),
+        Ok(Err(other)) => return Err(other),
+        Err(payload) => {
+            let message = payload
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string))
+                .unwrap_or_else(|| "a panic without a message".into());
+            (what.to_owned(), message)
+        }
+    };
+    let (what, message) = error;
+    // The first line says it; below it stands libtorch's own stack.
+    let message = message
+        .trim_start_matches("called `Result::unwrap()` on an `Err` value: ")
+        .replace("\\n", "\n");
+    if OUT_OF_MEMORY.iter().any(|m| message.contains(m)) {
+        let device = match device {
+            Device::Cuda(i) => format!("cuda:{i}"),
+            _ => "cpu".into(),
+        };
+        let message = message.lines().next().unwrap_or_default().to_owned();
+        return Err(Error::OutOfMemory {
+            device,
+            what,
+            message,
+        });
+    }
+    Err(Error::backend(
+        what,
+        message.lines().take(3).collect::<Vec<_>>().join(" "),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Kind, Tensor};
+
+    #[test]
+    fn what_libtorch_throws_becomes_an_error() {
+        let error = torch(Device::Cpu, "multiplying", || {
+            let a = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
+            Ok(a.matmul(&a))
+        });
+        let text = error.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(
+            text.contains("multiplying") && text.contains("2x3"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn memory_that_cannot_be_had_is_told_apart() {
+        let error = torch(Device::Cpu, "allocating", || {
+            Ok(Tensor::empty([1 << 50], (Kind::Float, Device::Cpu)))
+        });
+        assert!(matches!(error, Err(Error::OutOfMemory { .. })), "{error:?}");
+    }
+}

@@ -1,0 +1,24 @@
+//! Mosaics: layout, the denoising loop, attention capture, decoding, and the way from a decoded
+//! canvas to labelled instances (MosaicFusion, arXiv 2309.13042).
+
+mod canvas;
+mod capture;
+mod denoise;
+mod generator;
+mod guard;
+mod label;
+mod layout;
+mod model;
+mod prompt;
+mod window;
+
+pub use canvas::{Canvas, Region, RegionImage};
+pub use capture::LevelMap;
+pub use denoise::Denoised;
+pub use generator::{
+    Generator, Labeller, Options, Progress, choose_categories, regions_per_call,
+};
+pub use label::{Mosaic, RegionResult};
+pub use layout::{Layout, Part};
+pub use model::{Model, ModelId, parse_device, parse_dtype};
+pub use prompt::Subject;
