@@ -1,0 +1,244 @@
+//! Putting a sprite's colours on the image, inside the sprite's rectangle only.
+
+use serde::{Deserialize, Serialize};
+
+use super::poisson;
+use super::sprite::{BORDER, Sprite};
+use crate::error::{Error, Result};
+
+/// How colours are mixed at the edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Blend {
+    /// The mask decides: inside the object, outside the image.
+    Hard,
+    /// By the instance's alpha.
+    Alpha,
+    /// By the mask, blurred 5 x 5.
+    Gaussian,
+    /// Seamless: gradients of the object, colours of the image (Perez et al. 2003).
+    Poisson,
+}
+
+impl Blend {
+    /// All modes.
+    pub const ALL: [Self; 4] = [Self::Hard, Self::Alpha, Self::Gaussian, Self::Poisson];
+
+    /// `hard`, `alpha`, `gaussian` or `poisson`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hard => "hard",
+            Self::Alpha => "alpha",
+            Self::Gaussian => "gaussian",
+            Self::Poisson => "poisson",
+        }
+    }
+
+    /// The mode of a name.
+    ///
+    /// # Errors
+    /// [`Error::Value`] listing the modes.
+    pub fn from_name(name: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|b| b.name() == name)
+            .ok_or_else(|| {
+                Error::value(
+                    "blend mode",
+                    "hard, alpha, gaussian or poisson",
+                    format!("{name:?}"),
+                )
+            })
+    }
+}
+
+/// The part of a sprite that lies on the image: rows and columns of both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Window {
+    pub image_x: usize,
+    pub image_y: usize,
+    pub sprite_x: usize,
+    pub sprite_y: usize,
+    pub width: usize,
+    pub height: usize,
+}
+
+/// The window of a `height` x `width` sprite whose corner is at (`x`, `y`) on an
+/// `image_height` x `image_width` image, `None` when they do not meet.
+pub(super) fn window(
+    (x, y): (i64, i64),
+    (height, width): (usize, usize),
+    (image_height, image_width): (usize, usize),
+) -> Option<Window> {
+    let (left, top) = (x.max(0), y.max(0));
+    let right = (x + width as i64).min(image_width as i64);
+    let bottom = (y + height as i64).min(image_height as i64);
+    (left < right && top < bottom).then(|| Window {
+        image_x: left as usize,
+        image_y: top as usize,
+        sprite_x: (left - x) as usize,
+        sprite_y: (top - y) as usize,
+        width: (right - left) as usize,
+        height: (bottom - top) as usize,
+    })
+}
+
+/// Mixes `over` onto `under` by `weight` (0..=255), rounded.
+fn mix(under: u8, over: u8, weight: u8) -> u8 {
+    let v = u32::from(over) * u32::from(weight) + u32::from(under) * (255 - u32::from(weight));
+    // Exact division by 255 for this range.
+    ((v + 128 + ((v + 128) >> 8)) >> 8) as u8
+}
+
+/// Blends `sprite` into `image` (`u8 [H, W, 3]`, `image_width` columns) inside `w`.
+pub(super) fn blend(
+    image: &mut [u8],
+    image_width: usize,
+    sprite: &Sprite,
+    w: Window,
+    mode: Blend,
+) {
+    match mode {
+        Blend::Hard => rows(image, image_width, sprite, w, |sprite, y, line| {
+            line.copy_from_slice(&sprite.mask[y * sprite.picture.width..][..line.len()]);
+            line.iter_mut()
+                .for_each(|m| *m = if *m == 0 { 0 } else { 255 });
+        }),
+        Blend::Alpha => rows(image, image_width, sprite, w, |sprite, y, line| {
+            let row = &sprite.picture.data[y * sprite.picture.width * 4..][..line.len() * 4];
+            for (m, p) in line.iter_mut().zip(row.as_chunks::<4>().0) {
+                *m = p[3];
+            }
+        }),
+        Blend::Gaussian => {
+            let soft = blurred(&sprite.mask, sprite.picture.height, sprite.picture.width);
+            rows(image, image_width, sprite, w, |sprite, y, line| {
+                line.copy_from_slice(&soft[y * sprite.picture.width..][..line.len()]);
+            });
+        }
+        Blend::Poisson => poisson::blend(image, image_width, sprite, w),
+    }
+}
+
+fn rows(
+    image: &mut [u8],
+    image_width: usize,
+    sprite: &Sprite,
+    w: Window,
+    mut weights: impl FnMut(&Sprite, usize, &mut [u8]),
+) {
+    let mut line = vec![0u8; sprite.picture.width];
+    // Nothing to do outside the foreground and the reach of the blur.
+    let t = sprite.tight;
+    let top = (t.y0 as usize).saturating_sub(BORDER).max(w.sprite_y);
+    let bottom = (t.y1 as usize + BORDER).min(w.sprite_y + w.height);
+    for y in top..bottom {
+        weights(sprite, y, &mut line);
+        let picture = &sprite.picture.data[(y * sprite.picture.width + w.sprite_x) * 4..];
+        let row = w.image_y + y - w.sprite_y;
+        let image = &mut image[(row * image_width + w.image_x) * 3..][..w.width * 3];
+        let weights = &line[w.sprite_x..][..w.width];
+        for ((to, p), &m) in image
+            .as_chunks_mut::<3>()
+            .0
+            .iter_mut()
+            .zip(picture.as_chunks::<4>().0)
+            .zip(weights)
+        {
+            if m == 255 {
+                *to = [p[0], p[1], p[2]];
+            } else if m > 0 {
+                *to = [
+                    mix(to[0], p[0], m),
+                    mix(to[1], p[1], m),
+                    mix(to[2], p[2], m),
+                ];
+            }
+        }
+    }
+}
+
+/// A 0/1 mask, times 255, blurred with the 5 x 5 binomial kernel (OpenCV's for this size).
+fn blurred(mask: &[u8], height: usize, width: usize) -> Vec<u8> {
+    const K: [u32; 5] = [1, 4, 6, 4, 1];
+    let mut across = vec![0u8; mask.len()];
+    // Horizontal sums are at most 16.
+    for (out, row) in across.chunks_exact_mut(width).zip(mask.chunks_exact(width)) {
+        for (x, o) in out.iter_mut().enumerate() {
+            *o = if x >= 2 && x + 2 < width {
+                row[x - 2] + 4 * row[x - 1] + 6 * row[x] + 4 * row[x + 1] + row[x + 2]
+            } else {
+                let at = |d: usize| {
+                    (x + d)
+                        .checked_sub(2)
+                        .and_then(|i| row.get(i))
+                        .copied()
+                        .unwrap_or(0)
+                };
+                K.iter().enumerate().map(|(d, &k)| k as u8 * at(d)).sum()
+            };
+        }
+    }
+    let mut out = vec![0u8; mask.len()];
+    for (y, out) in out.chunks_exact_mut(width).enumerate() {
+        let mut sums = vec![0u32; width];
+        for (d, &k) in K.iter().enumerate() {
+            let Some(row) = (y + d).checked_sub(2).filter(|r| *r < height) else {
+                continue;
+            };
+            for (s, &v) in sums.iter_mut().zip(&across[row * width..][..width]) {
+                *s += k * u32::from(v);
+            }
+        }
+        for (o, s) in out.iter_mut().zip(sums) {
+            *o = ((s * 255 + 128) >> 8) as u8;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mixing_is_exact_at_the_ends_and_rounds_between() {
+        for v in 0..=255u8 {
+            assert_eq!(mix(v, 9, 0), v);
+            assert_eq!(mix(9, v, 255), v);
+            for w in [1u8, 77, 128, 254] {
+                let exact = (f64::from(v) * f64::from(w) + 10.0 * f64::from(255 - w)) / 255.0;
+                assert!((f64::from(mix(10, v, w)) - exact).abs() <= 0.5 + 1e-9);
+            }
+        }
+    }
+
+    #[test]
+    fn the_blur_is_binomial() {
+        let mut mask = vec![0u8; 49];
+        mask[24] = 1;
+        let b = blurred(&mask, 7, 7);
+        assert_eq!(b[24], ((36 * 255 + 128) >> 8) as u8);
+        assert_eq!(b[22], ((6 * 255 + 128) >> 8) as u8);
+        assert_eq!(b[21], 0);
+        assert!(blurred(&[1; 81], 9, 9)[40] == 255);
+    }
+
+    #[test]
+    fn windows_clip_on_every_side() {
+        let w = window((-3, 5), (10, 8), (12, 20)).unwrap();
+        assert_eq!(
+            w,
+            Window {
+                image_x: 0,
+                image_y: 5,
+                sprite_x: 3,
+                sprite_y: 0,
+                width: 5,
+                height: 7
+            }
+        );
+        assert_eq!(window((20, 0), (5, 5), (10, 20)), None);
+        assert_eq!(window((-5, 0), (5, 5), (10, 20)), None);
+    }
+}

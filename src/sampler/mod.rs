@@ -1,0 +1,13 @@
+//! Which index comes next: real images as LVIS repeat-factor sampling draws them, and *slots*, each
+//! asking for one mosaic of a category.
+//!
+//! Everything is a function of (seed, rank, position): the stream of a rank can be cut anywhere
+//! and goes on the same, and no worker has a state of its own.
+
+mod factors;
+mod stream;
+mod weights;
+
+pub use factors::{RepeatFactors, repeat_factors};
+pub use stream::{Code, Indexing, SamplerConfig, State, Stream};
+pub use weights::slot_weights;
