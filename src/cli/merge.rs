@@ -1,0 +1,32 @@
+//! `mosaicbank merge`: a training file and synthetic ones into one.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::dataset::merge_files;
+use crate::error::Result;
+
+/// Merge exported mosaics into a training annotation file
+#[derive(Debug, Clone, Args)]
+pub struct MergeArgs {
+    /// The training set's annotation file
+    #[arg(long, value_name = "JSON")]
+    train: PathBuf,
+    /// Files that `mosaicbank export` wrote
+    #[arg(long, value_name = "JSON", num_args = 1.., required = true)]
+    synthetic: Vec<PathBuf>,
+    /// File to write
+    #[arg(long, value_name = "JSON")]
+    out: PathBuf,
+}
+
+/// Runs `mosaicbank merge` and says on standard output what was added.
+///
+/// # Errors
+/// As [`merge_files`].
+pub fn run(args: &MergeArgs) -> Result<()> {
+    let report = merge_files(&args.train, &args.synthetic, &args.out)?;
+    println!("{}: {report}", args.out.display());
+    Ok(())
+}

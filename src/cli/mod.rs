@@ -1,0 +1,159 @@
+//! The command line: one file per subcommand; no logic lives here.
+
+#[cfg(feature = "engine")]
+mod bench;
+mod compact;
+mod context;
+#[cfg(feature = "engine")]
+mod engine;
+mod export;
+mod export_bank;
+#[cfg(feature = "engine")]
+mod generate;
+pub mod import;
+mod merge;
+mod merge_banks;
+#[cfg(feature = "engine")]
+mod overlay;
+#[cfg(feature = "engine")]
+mod prewarm;
+mod progress;
+mod stats;
+mod status;
+mod verify;
+
+use clap::{Parser, Subcommand};
+
+pub use context::Context;
+
+use crate::error::{Error, Result};
+
+/// Exit status of a command that failed.
+const EXIT_FAILED: u8 = 1;
+/// Exit status for a wrong command line, as clap has it.
+const EXIT_USAGE: u8 = 2;
+/// Exit status after Ctrl-C: 128 + SIGINT, as shells report it.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Online mosaic augmentation for instance segmentation.
+///
+/// A diffusion model makes multi-object pictures with instance masks; a bank keeps them; a
+/// sampler injects them into a training run.
+#[derive(Debug, Parser)]
+#[command(name = "mosaicbank", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Commands that `mosaicbank._engine` has; without it they are listed, and say how to get it.
+#[cfg(not(feature = "engine"))]
+#[derive(Debug, clap::Args)]
+struct NeedsEngine {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[cfg(feature = "engine")]
+    Generate(generate::Args),
+    /// Make mosaics with instance masks, and one annotation file for all of them
+    #[cfg(not(feature = "engine"))]
+    #[command(disable_help_flag = true)]
+    Generate(NeedsEngine),
+    #[cfg(feature = "engine")]
+    Engine(engine::EngineArgs),
+    /// Keep a bank stocked: new mosaics of what trainers ask for, until stopped
+    #[cfg(not(feature = "engine"))]
+    #[command(disable_help_flag = true)]
+    Engine(NeedsEngine),
+    #[cfg(feature = "engine")]
+    Prewarm(prewarm::PrewarmArgs),
+    /// Fill a bank with exactly so many mosaics of each category, and end
+    #[cfg(not(feature = "engine"))]
+    #[command(disable_help_flag = true)]
+    Prewarm(NeedsEngine),
+    #[cfg(feature = "engine")]
+    Bench(bench::BenchArgs),
+    /// Measure generation, injection, and a training loop beside an engine
+    #[cfg(not(feature = "engine"))]
+    #[command(disable_help_flag = true)]
+    Bench(NeedsEngine),
+    Status(status::StatusArgs),
+    MergeBanks(merge_banks::MergeBanksArgs),
+    Export(export::ExportArgs),
+    Merge(merge::MergeArgs),
+    Import(import::ImportArgs),
+    Stats(stats::StatsArgs),
+    Verify(verify::VerifyArgs),
+    Compact(compact::CompactArgs),
+}
+
+/// Runs the command line `argv` (without the program's name) and returns the exit status.
+/// Errors are printed on standard error.
+pub fn run(argv: &[String], context: &Context) -> u8 {
+    context::start_logging();
+    let words = std::iter::once("mosaicbank".to_owned()).chain(argv.iter().cloned());
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are "errors" of exit status 0.
+            let _ = e.print();
+            return u8::try_from(e.exit_code()).unwrap_or(EXIT_USAGE);
+        }
+    };
+    match dispatch(cli.command, context) {
+        Ok(()) => 0,
+        Err(Error::Interrupted) => {
+            eprintln!("mosaicbank: stopped");
+            EXIT_INTERRUPTED
+        }
+        Err(e) => {
+            eprintln!("mosaicbank: {e}");
+            EXIT_FAILED
+        }
+    }
+}
+
+#[cfg_attr(
+    not(feature = "engine"),
+    allow(unused_variables, reason = "for the engine's commands")
+)]
+fn dispatch(command: Command, context: &Context) -> Result<()> {
+    match command {
+        #[cfg(feature = "engine")]
+        Command::Generate(args) => generate::run(&args, context),
+        #[cfg(feature = "engine")]
+        Command::Engine(args) => engine::run(&args, context),
+        #[cfg(feature = "engine")]
+        Command::Prewarm(args) => prewarm::run(&args, context),
+        #[cfg(feature = "engine")]
+        Command::Bench(args) => bench::run(&args, context),
+        #[cfg(not(feature = "engine"))]
+        Command::Bench(args) => Err(needs_engine("bench", &args)),
+        Command::Status(args) => status::run(&args),
+        Command::MergeBanks(args) => merge_banks::run(&args),
+        #[cfg(not(feature = "engine"))]
+        Command::Generate(args) => Err(needs_engine("generate", &args)),
+        #[cfg(not(feature = "engine"))]
+        Command::Engine(args) => Err(needs_engine("engine", &args)),
+        #[cfg(not(feature = "engine"))]
+        Command::Prewarm(args) => Err(needs_engine("prewarm", &args)),
+        Command::Export(args) => export::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Compact(args) => compact::run(&args),
+    }
+}
+
+#[cfg(not(feature = "engine"))]
+fn needs_engine(command: &str, args: &NeedsEngine) -> Error {
+    Error::backend(
+        format!("{command} {}", args.arguments.join(" ")).trim_end(),
+        "needs the diffusion engine, which this build is without \
+         (`pip install 'torch==2.11.*'`, then install mosaicbank again)",
+    )
+}

@@ -1,0 +1,39 @@
+//! The engine: one process per device that keeps the model loaded, reads the demand board, plans,
+//! generates, and writes the bank.
+//!
+//! ```text
+//! bank's stock and demand -> needs -> plan -> [canvases] -> denoise (device)
+//!                              ^                              | throttle, pause, out of memory
+//!                              |                              v
+//!                           ledger <- bank commit <- label and encode (a thread of its own)
+//! ```
+//!
+//! [`plan`], [`needs`], [`seeds`], [`throttle`] and [`heartbeat`] are plain logic and files: they
+//! link no libtorch, so that `mosaicbank status` works wherever the trainer does. The `maker`
+//! and the `worker` exist with the cargo feature `engine` only.
+//!
+//! The trainer never needs anything of this room: it reads what lies in the bank.
+
+// What is short, and by how much.
+pub mod needs;
+// Which categories the next mosaics hold.
+pub mod plan;
+// Which seed each gets: never the same twice.
+pub mod seeds;
+// How much of the device's time the work may take.
+pub mod throttle;
+// What the engine says of itself.
+pub mod heartbeat;
+// When it stops or pauses.
+pub mod control;
+// Which part of a stock one of several processes makes.
+pub mod shard;
+// From plan to canvases, from canvases to records.
+#[cfg(feature = "engine")]
+pub mod maker;
+// The loop.
+#[cfg(feature = "engine")]
+pub mod worker;
+// What the loop is told to make.
+#[cfg(feature = "engine")]
+pub mod source;

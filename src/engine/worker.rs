@@ -1,0 +1,815 @@
+//! The loop: plan, denoise, and on a thread of its own label, encode and write, so that the device
+//! does not wait for the CPU.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rand::RngExt;
+
+use super::control::Control;
+use super::heartbeat::{Heartbeat, INTERVAL, Rates, State};
+use super::maker::{Finisher, Maker, Order};
+use super::plan::Batch;
+use super::seeds::Seeds;
+use super::throttle::Throttle;
+use crate::bank::{Bank, MosaicRecord};
+use crate::error::{Error, Result};
+use crate::mosaic::{Canvas, Denoised, Mosaic, Progress};
+use crate::rng;
+
+/// How often the bank is looked at while there is nothing to do: well within the second in which
+/// the engine is to wake.
+const POLL: Duration = Duration::from_millis(200);
+/// How often the heartbeat looks whether the engine is being stopped.
+const LISTEN: Duration = Duration::from_millis(100);
+/// How long the loop waits for what is being labelled before it asks again.
+const SHORT_WAIT: Duration = Duration::from_millis(10);
+/// A full disk is tried again after this time, which doubles up to [`MOST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const MOST_RETRY: Duration = Duration::from_secs(10);
+/// How often records that were used up are taken out of the bank.
+const RETIRE: Duration = Duration::from_secs(60);
+/// Batches that cannot be labelled, one after the other, until the engine gives up.
+const MOST_FAILURES: u32 = 5;
+
+/// What became of one mosaic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Categories of its regions.
+    pub tried: Vec<u32>,
+    /// Those of its instances, each once.
+    pub kept: Vec<u32>,
+    /// Its instances.
+    pub instances: u64,
+    /// Records that had to go because the bank is full.
+    pub evicted: u64,
+}
+
+/// What the planner answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Make these.
+    Make(Batch),
+    /// There is nothing to make now.
+    Wait,
+    /// There will be nothing to make.
+    Done,
+}
+
+/// What a planner tells of itself in the heartbeat.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outlook {
+    /// Mosaics that every category should have.
+    pub target: u64,
+    /// Categories that are looked after.
+    pub categories: usize,
+    /// Those of them that have the target.
+    pub stocked: usize,
+    /// Mosaics that are missing.
+    pub missing: u64,
+}
+
+/// Says what to make.
+pub trait Source {
+    /// The next batch of at most `most` mosaics; `coming` says how many mosaics of each category
+    /// are on their way.
+    ///
+    /// # Errors
+    /// Whatever makes it pointless to go on.
+    fn next(&mut self, bank: &Bank, coming: &[u64], most: usize) -> Result<Next>;
+
+    /// A mosaic was written, or came to nothing.
+    fn written(&mut self, report: &Report);
+
+    /// A denoising step is done.
+    fn step(&mut self, _done: usize, _all: usize) {}
+
+    /// For the heartbeat.
+    fn outlook(&self) -> Outlook;
+}
+
+/// How the loop works.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Mosaics made at once, at most.
+    pub batch: usize,
+    /// Regions in one call of the model, at most.
+    pub regions_at_once: usize,
+    /// Share of the device's time, above 0 and at most 1.
+    pub duty: f64,
+    /// Ends after having had nothing to do for this long.
+    pub idle_exit: Option<Duration>,
+}
+
+/// The engine's heartbeat: written about once a second from a thread of its own.
+pub struct Pulse {
+    dir: PathBuf,
+    beat: Mutex<Heartbeat>,
+    rates: Mutex<Rates>,
+    ended: AtomicBool,
+    /// Held while the file is written: a slow disk then holds up nobody else.
+    writing: Mutex<()>,
+}
+
+impl Pulse {
+    /// Starts it for the bank in `dir`; the first file is written before this returns. Once
+    /// `stopped` says so, the file says that the engine is stopping: it may be ended before it
+    /// can say more.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the bank cannot be written, [`Error::Backend`] when no thread can be
+    /// started.
+    pub fn start(dir: &Path, command: &str, stopped: fn() -> bool) -> Result<Arc<Self>> {
+        Heartbeat::clean(dir);
+        let mut beat = Heartbeat::new(command);
+        beat.write(dir)?;
+        let pulse = Arc::new(Self {
+            dir: dir.to_path_buf(),
+            beat: Mutex::new(beat),
+            rates: Mutex::new(Rates::default()),
+            ended: AtomicBool::new(false),
+            writing: Mutex::new(()),
+        });
+        let own = pulse.clone();
+        std::thread::Builder::new()
+            .name("heartbeat".into())
+            .spawn(move || {
+                let mut written = Instant::now();
+                while !own.ended.load(Ordering::Acquire) {
+                    if stopped() {
+                        own.state(State::Stopping);
+                    }
+                    if written.elapsed() >= INTERVAL {
+                        written = Instant::now();
+                        own.write();
+                    }
+                    std::thread::sleep(LISTEN);
+                }
+            })
+            .map_err(|e| Error::backend("starting the heartbeat", e))?;
+        Ok(pulse)
+    }
+
+    /// Changes what the next file says.
+    pub fn set<T>(&self, change: impl FnOnce(&mut Heartbeat) -> T) -> T {
+        change(&mut self.beat.lock())
+    }
+
+    /// Says what the engine is doing now; a change is written at once.
+    pub fn state(&self, state: State) {
+        let changed = self.set(|b| {
+            // Whoever stops does nothing else any more.
+            let changes = b.state != state && b.state != State::Stopping && !b.state.is_final();
+            if changes {
+                b.state = state;
+            }
+            changes
+        });
+        if !changed {
+            return;
+        }
+        match state {
+            State::Working => self.rates.lock().start(),
+            State::Stocked | State::Paused => self.rates.lock().stop(),
+            _ => {}
+        }
+        self.write();
+    }
+
+    /// Notes something that went wrong, here and in the log.
+    pub fn error(&self, error: &Error) {
+        tracing::warn!("{error}");
+        self.set(|b| b.error(error));
+    }
+
+    fn write(&self) {
+        let _writing = self.writing.lock();
+        if self.ended.load(Ordering::Acquire) {
+            return;
+        }
+        let (mosaics, instances) = self.rates.lock().per_second();
+        let mut now = self.set(|b| {
+            b.mosaics_per_second = mosaics;
+            b.instances_per_second = instances;
+            b.clone()
+        });
+        // A heartbeat that cannot be written is seen by its age; the work goes on.
+        let _ = now.write(&self.dir);
+    }
+
+    /// The last word.
+    pub fn end(&self, out: &Result<()>) {
+        self.set(|b| {
+            b.coming.clear();
+            match out {
+                Ok(()) | Err(Error::Interrupted) => b.state = State::Stopped,
+                Err(e) => {
+                    b.error(e);
+                    b.state = State::Failed;
+                }
+            }
+        });
+        self.write();
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+/// Mosaics on their way from the device to the bank.
+struct Job {
+    /// Category of each region of each mosaic.
+    categories: Vec<Vec<u32>>,
+    canvases: Vec<Canvas>,
+    denoised: Vec<Denoised>,
+}
+
+/// What the two threads share.
+struct Shared<'a> {
+    bank: &'a Bank,
+    control: &'a Control<'a>,
+    pulse: &'a Pulse,
+    /// How many mosaics of each category are on their way.
+    coming: Mutex<Vec<u64>>,
+    reports: Mutex<Vec<Report>>,
+    fatal: Mutex<Option<Error>>,
+    blocked: AtomicBool,
+    /// Time that labelling took since the loop last asked, nanoseconds.
+    labelled: AtomicU64,
+}
+
+impl Shared<'_> {
+    fn count(&self, categories: &[u32], up: bool) {
+        let mut coming = self.coming.lock();
+        for &c in categories {
+            if let Some(n) = coming.get_mut(c as usize) {
+                *n = if up { *n + 1 } else { n.saturating_sub(1) };
+            }
+        }
+        let listed = (0..)
+            .zip(coming.iter())
+            .filter(|(_, n)| **n > 0)
+            .map(|(c, n)| (c, *n))
+            .collect();
+        drop(coming);
+        self.pulse.set(|b| b.coming = listed);
+    }
+
+    fn nothing_coming(&self) -> bool {
+        self.coming.lock().iter().all(|n| *n == 0)
+    }
+}
+
+/// Each category of a mosaic once.
+fn once(categories: &[u32]) -> Vec<u32> {
+    let mut once = categories.to_vec();
+    once.sort_unstable();
+    once.dedup();
+    once
+}
+
+/// Makes what `source` asks for until it is done, the engine is stopped, or something fails that
+/// trying again would not mend.
+///
+/// # Errors
+/// [`Error::Interrupted`] when stopped; [`Error::OutOfMemory`] when not even one region fits;
+/// what the bank or the model fails with.
+pub fn run(
+    maker: &dyn Maker,
+    bank: &Bank,
+    source: &mut dyn Source,
+    seeds: &mut Seeds,
+    control: &Control<'_>,
+    settings: Settings,
+    pulse: &Pulse,
+) -> Result<()> {
+    let throttle = Throttle::new(settings.duty)?;
+    pulse.set(|b| {
+        b.batch = settings.batch;
+        b.duty = settings.duty;
+    });
+    let shared = Shared {
+        bank,
+        control,
+        pulse,
+        coming: Mutex::new(vec![0; bank.categories().len()]),
+        reports: Mutex::new(Vec::new()),
+        fatal: Mutex::new(None),
+        blocked: AtomicBool::new(false),
+        labelled: AtomicU64::new(0),
+    };
+    let finisher = maker.finisher();
+    let out = std::thread::scope(|scope| {
+        // One batch waits while another is labelled and a third is denoised.
+        let (send, receive) = sync_channel(1);
+        let finishing = std::thread::Builder::new()
+            .name("finisher".into())
+            .spawn_scoped(scope, || finish(&*finisher, receive, &shared))
+            .map_err(|e| Error::backend("starting the labelling thread", e))?;
+        let mut device = DeviceLoop {
+            maker,
+            shared: &shared,
+            source: RefCell::new(source),
+            throttle: RefCell::new(throttle),
+            settings,
+            waiting: VecDeque::new(),
+            began: Instant::now(),
+        };
+        let out = device.run(seeds, &send);
+        drop(send);
+        if finishing.join().is_err() {
+            return Err(Error::backend("labelling", "the thread panicked"));
+        }
+        device.take_reports();
+        out
+    });
+    match shared.fatal.into_inner() {
+        Some(e) => Err(e),
+        None => out,
+    }
+}
+
+/// Category of each region of each mosaic, and the canvases.
+type Planned = (Vec<Vec<u32>>, Vec<Canvas>);
+
+/// What runs on the thread of the device.
+struct DeviceLoop<'a> {
+    maker: &'a dyn Maker,
+    shared: &'a Shared<'a>,
+    source: RefCell<&'a mut dyn Source>,
+    throttle: RefCell<Throttle>,
+    settings: Settings,
+    /// Planned, but not made yet (the rest of a batch that did not fit).
+    waiting: VecDeque<Planned>,
+    began: Instant,
+}
+
+impl DeviceLoop<'_> {
+    fn run(&mut self, seeds: &mut Seeds, send: &SyncSender<Job>) -> Result<()> {
+        let mut idle_since: Option<Instant> = None;
+        loop {
+            self.shared.control.check()?;
+            if self.shared.fatal.lock().is_some() {
+                return Ok(());
+            }
+            self.wait_while_paused()?;
+            self.take_reports();
+            let planning = Instant::now();
+            let (categories, canvases) = match self.waiting.pop_front() {
+                Some(rest) => self.as_many_as_fit(rest),
+                None => {
+                    // Before the stock is looked at: what is written in between then counts
+                    // twice, and not never.
+                    let coming = self.shared.coming.lock().clone();
+                    let next = self.source.get_mut().next(
+                        self.shared.bank,
+                        &coming,
+                        self.settings.batch,
+                    )?;
+                    let outlook = self.source.get_mut().outlook();
+                    self.shared.pulse.set(|b| {
+                        b.target = outlook.target;
+                        b.categories = outlook.categories;
+                        b.stocked = outlook.stocked;
+                        b.missing = outlook.missing;
+                    });
+                    match next {
+                        Next::Make(batch) => self.order(batch, seeds)?,
+                        Next::Done if self.shared.nothing_coming() => return Ok(()),
+                        Next::Done | Next::Wait if !self.shared.nothing_coming() => {
+                            self.wait(planning, SHORT_WAIT)?;
+                            continue;
+                        }
+                        Next::Done | Next::Wait => {
+                            self.shared.pulse.state(State::Stocked);
+                            let since = *idle_since.get_or_insert_with(Instant::now);
+                            if self
+                                .settings
+                                .idle_exit
+                                .is_some_and(|most| since.elapsed() >= most)
+                            {
+                                return Ok(());
+                            }
+                            self.shared.control.sleep(POLL)?;
+                            let idle = planning.elapsed().as_secs_f64();
+                            self.shared.pulse.set(|b| b.stages.idle += idle);
+                            continue;
+                        }
+                    }
+                }
+            };
+            idle_since = None;
+            self.rest_of_planning(planning);
+            if !self.shared.blocked.load(Ordering::Relaxed) {
+                self.shared.pulse.state(State::Working);
+            }
+            let Some(denoised) = self.denoise(&categories, &canvases)? else {
+                continue;
+            };
+            self.hand_over(
+                send,
+                Job {
+                    categories,
+                    canvases,
+                    denoised,
+                },
+            )?;
+        }
+    }
+
+    /// The first of what waits; the rest of it waits on.
+    fn as_many_as_fit(&mut self, (mut categories, mut canvases): Planned) -> Planned {
+        let most = self.settings.batch.max(1);
+        if canvases.len() > most {
+            let rest = (categories.split_off(most), canvases.split_off(most));
+            self.waiting.push_front(rest);
+        }
+        (categories, canvases)
+    }
+
+    /// Seeds, layouts and canvases of a batch; counted as coming.
+    fn order(&self, batch: Batch, seeds: &mut Seeds) -> Result<(Vec<Vec<u32>>, Vec<Canvas>)> {
+        let bank = self.shared.bank;
+        let mut layout = None;
+        let mut canvases = Vec::with_capacity(batch.mosaics.len());
+        for categories in &batch.mosaics {
+            let seed = self.take_seed(seeds)?;
+            let mut flips = rng::keyed(seed, "mirrored layout", 0);
+            let names = categories
+                .iter()
+                .filter_map(|&c| Some(bank.categories().get(c as usize)?.name.clone()))
+                .collect();
+            canvases.push(self.maker.canvas(&Order {
+                categories: names,
+                seed,
+                // One for the batch, so that its regions share the calls of the model.
+                layout: *layout.get_or_insert(seed),
+                mirrored: [flips.random(), flips.random()],
+            })?);
+        }
+        for categories in &batch.mosaics {
+            self.shared.count(&once(categories), true);
+        }
+        Ok((batch.mosaics, canvases))
+    }
+
+    /// A seed; waits while the disk is full.
+    fn take_seed(&self, seeds: &mut Seeds) -> Result<u64> {
+        let mut pause = FIRST_RETRY;
+        loop {
+            match seeds.take() {
+                Err(e @ Error::Io { .. }) => {
+                    self.shared.pulse.error(&e);
+                    self.shared.pulse.state(State::Blocked);
+                    self.shared.control.sleep(pause)?;
+                    pause = (2 * pause).min(MOST_RETRY);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The device's part; `None` when it did not fit and smaller batches were put in its place.
+    fn denoise(
+        &mut self,
+        categories: &[Vec<u32>],
+        canvases: &[Canvas],
+    ) -> Result<Option<Vec<Denoised>>> {
+        let begin = Instant::now();
+        let away = Cell::new(Duration::ZERO);
+        let mark = Cell::new(Instant::now());
+        let regions: usize = canvases.iter().map(|c| c.regions.len()).sum();
+        let at_once = self.settings.regions_at_once.min(regions).max(1);
+        let out = self.maker.denoise(
+            canvases,
+            at_once,
+            &mut Progress {
+                check: &mut || {
+                    self.shared.control.check()?;
+                    if self.shared.control.paused() {
+                        self.throttle.borrow_mut().worked(mark.get().elapsed());
+                        let waited = self.wait_while_paused()?;
+                        self.shared.pulse.state(State::Working);
+                        away.set(away.get() + waited);
+                        mark.set(Instant::now());
+                    }
+                    Ok(())
+                },
+                step: &mut |done, all| {
+                    if self.settings.duty < 1.0 {
+                        // Else the time of what was only queued would not be seen.
+                        if let Err(e) = self.maker.synchronize() {
+                            self.shared.pulse.error(&e);
+                        }
+                    }
+                    away.set(away.get() + self.worked(&mark));
+                    self.take_reports();
+                    self.source.borrow_mut().step(done, all);
+                },
+            },
+        );
+        away.set(away.get() + self.worked(&mark));
+        let busy = begin.elapsed().saturating_sub(away.get()).as_secs_f64();
+        self.shared.pulse.set(|b| b.stages.denoise += busy);
+        match out {
+            Ok(denoised) => {
+                self.shared.pulse.set(|b| b.regions += regions as u64);
+                Ok(Some(denoised))
+            }
+            Err(e @ Error::OutOfMemory { .. }) => {
+                self.shrink(categories, canvases, at_once, e)?;
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The device has worked since `mark`: rests as the duty has it, and says for how long.
+    fn worked(&self, mark: &Cell<Instant>) -> Duration {
+        let mut time = mark.get().elapsed();
+        if self.maker.on_cpu() {
+            time += Duration::from_nanos(self.shared.labelled.swap(0, Ordering::Relaxed));
+        }
+        let rest = self.throttle.borrow_mut().worked(time);
+        let mut rested = Duration::ZERO;
+        if !rest.is_zero() {
+            let begin = Instant::now();
+            // Whoever stops is heard at the next check.
+            let _ = self.shared.control.sleep(rest);
+            rested = begin.elapsed();
+            self.throttle.borrow_mut().rested(rested);
+        }
+        let measured = self.throttle.borrow().measured();
+        self.shared.pulse.set(|b| {
+            b.measured_duty = measured;
+            b.stages.rest += rested.as_secs_f64();
+        });
+        mark.set(Instant::now());
+        rested
+    }
+
+    /// Halves what is made at once and puts the batch back.
+    fn shrink(
+        &mut self,
+        categories: &[Vec<u32>],
+        canvases: &[Canvas],
+        at_once: usize,
+        error: Error,
+    ) -> Result<()> {
+        self.shared.pulse.error(&error);
+        let half = canvases.len().div_ceil(2);
+        if canvases.len() > 1 {
+            self.settings.batch = half;
+        } else if at_once > 1 {
+            self.settings.regions_at_once = at_once.div_ceil(2);
+        } else {
+            return Err(match error {
+                Error::OutOfMemory {
+                    device,
+                    what,
+                    message,
+                } => Error::OutOfMemory {
+                    device,
+                    what: format!(
+                        "{what} a single mosaic, one region at a time (nothing smaller can be \
+                         made: free memory, or choose another dtype or a smaller recipe)"
+                    ),
+                    message,
+                },
+                other => other,
+            });
+        }
+        self.shared.pulse.set(|b| {
+            b.halved += 1;
+            b.batch = self.settings.batch;
+        });
+        self.waiting
+            .push_front((categories.to_vec(), canvases.to_vec()));
+        Ok(())
+    }
+
+    /// To the labelling thread; waits while that is behind.
+    fn hand_over(&self, send: &SyncSender<Job>, job: Job) -> Result<()> {
+        let begin = Instant::now();
+        let mut job = Some(job);
+        while let Some(next) = job.take() {
+            match send.try_send(next) {
+                Ok(()) => {}
+                Err(TrySendError::Full(back)) => {
+                    job = Some(back);
+                    self.shared.control.sleep(Duration::from_millis(2))?;
+                    self.take_reports();
+                }
+                // It ended because of an error, which the loop finds.
+                Err(TrySendError::Disconnected(_)) => return Ok(()),
+            }
+        }
+        self.waited(begin.elapsed());
+        Ok(())
+    }
+
+    /// Waits for what is on its way.
+    fn wait(&self, since: Instant, time: Duration) -> Result<()> {
+        self.shared.control.sleep(time)?;
+        self.waited(since.elapsed());
+        Ok(())
+    }
+
+    /// The device did nothing though there was something to make.
+    fn waited(&self, time: Duration) {
+        self.throttle.borrow_mut().rested(time);
+        self.shared.pulse.set(|b| {
+            b.stages.wait += time.as_secs_f64();
+            update_idle_share(b);
+        });
+    }
+
+    fn rest_of_planning(&self, since: Instant) {
+        let time = since.elapsed();
+        self.throttle.borrow_mut().rested(time);
+        self.shared.pulse.set(|b| {
+            b.stages.plan += time.as_secs_f64();
+            update_idle_share(b);
+        });
+    }
+
+    fn wait_while_paused(&self) -> Result<Duration> {
+        let begin = Instant::now();
+        while self.shared.control.paused() {
+            self.shared.pulse.state(State::Paused);
+            self.shared.control.sleep(POLL)?;
+        }
+        let waited = begin.elapsed();
+        self.shared
+            .pulse
+            .set(|b| b.stages.idle += waited.as_secs_f64());
+        Ok(waited)
+    }
+
+    fn take_reports(&self) {
+        let reports = std::mem::take(&mut *self.shared.reports.lock());
+        for report in &reports {
+            self.source.borrow_mut().written(report);
+        }
+        if self.began.elapsed() > Duration::ZERO && !reports.is_empty() {
+            self.shared.pulse.set(update_idle_share);
+        }
+    }
+}
+
+/// Of the time with something to make, the share in which the device neither worked nor rested.
+fn update_idle_share(b: &mut Heartbeat) {
+    let s = b.stages;
+    let all = s.denoise + s.rest + s.plan + s.wait;
+    b.idle_share = (all > 0.0).then(|| (s.plan + s.wait) / all);
+}
+
+/// What runs beside the device: labels, encodes, writes.
+fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
+    let mut failures = 0;
+    let mut retired = Instant::now();
+    for job in jobs {
+        let begin = Instant::now();
+        let labelled = finisher.label(&job.canvases, job.denoised);
+        let time = begin.elapsed();
+        shared
+            .labelled
+            .fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+        shared.pulse.set(|b| b.stages.label += time.as_secs_f64());
+        let mosaics = match labelled {
+            Ok(mosaics) => {
+                failures = 0;
+                mosaics
+            }
+            Err(e) => {
+                shared.pulse.error(&e);
+                for (canvas, categories) in job.canvases.iter().zip(&job.categories) {
+                    shared.pulse.set(|b| b.drop_seed(canvas.seed));
+                    report(shared, categories, None, 0);
+                }
+                failures += 1;
+                if failures >= MOST_FAILURES {
+                    *shared.fatal.lock() = Some(e);
+                    return;
+                }
+                continue;
+            }
+        };
+        let mut records = Vec::with_capacity(mosaics.len());
+        for mosaic in &mosaics {
+            if let Some(problem) = &mosaic.problem {
+                tracing::warn!("mosaic of seed {} dropped: {problem}", mosaic.seed);
+                shared.pulse.set(|b| b.drop_seed(mosaic.seed));
+            }
+            if mosaic.problem.is_some() || mosaic.instances.is_empty() {
+                continue;
+            }
+            match finisher.record(shared.bank, mosaic).and_then(|r| {
+                r.validate(shared.bank.categories().len())?;
+                Ok(r)
+            }) {
+                Ok(record) => records.push(record),
+                Err(e) => {
+                    shared.pulse.error(&e);
+                    shared.pulse.set(|b| b.drop_seed(mosaic.seed));
+                }
+            }
+        }
+        let begin = Instant::now();
+        let evicted = match write(shared, &records) {
+            Ok(evicted) => evicted,
+            Err(e) => {
+                *shared.fatal.lock() = Some(e);
+                return;
+            }
+        };
+        shared
+            .pulse
+            .set(|b| b.stages.write += begin.elapsed().as_secs_f64());
+        tally(shared, &mosaics, &records);
+        if retired.elapsed() >= RETIRE {
+            retired = Instant::now();
+            if let Err(e) = shared.bank.retire() {
+                shared.pulse.error(&e);
+            }
+        }
+        let mut evicted = Some(evicted);
+        for (mosaic, categories) in mosaics.iter().zip(&job.categories) {
+            let record = records.iter().find(|r| r.seed == mosaic.seed);
+            report(
+                shared,
+                categories,
+                record,
+                evicted.take().unwrap_or_default(),
+            );
+        }
+    }
+}
+
+/// One commit; a disk that is full is waited for. Says how many records had to go.
+fn write(shared: &Shared<'_>, records: &[MosaicRecord]) -> Result<u64> {
+    let mut pause = FIRST_RETRY;
+    loop {
+        match shared.bank.put_mosaics(records) {
+            Ok(report) => {
+                if shared.blocked.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the bank can be written again");
+                    shared.pulse.state(State::Working);
+                }
+                return Ok(report.evicted);
+            }
+            Err(e @ Error::Io { .. }) => {
+                shared.pulse.error(&e);
+                shared.blocked.store(true, Ordering::Relaxed);
+                shared.pulse.state(State::Blocked);
+                shared.control.sleep(pause)?;
+                pause = (2 * pause).min(MOST_RETRY);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn tally(shared: &Shared<'_>, mosaics: &[Mosaic], records: &[MosaicRecord]) {
+    let instances: u64 = records.iter().map(|r| r.instances.len() as u64).sum();
+    let rejected: u64 = mosaics
+        .iter()
+        .flat_map(|m| &m.regions)
+        .filter(|r| !r.verdict.is_kept())
+        .count() as u64;
+    shared.pulse.set(|b| {
+        b.mosaics += records.len() as u64;
+        b.instances += instances;
+        b.rejected += rejected;
+    });
+    shared
+        .pulse
+        .rates
+        .lock()
+        .add(records.len() as u64, instances);
+}
+
+/// A mosaic is through: it is in the bank, or it never will be.
+fn report(
+    shared: &Shared<'_>,
+    categories: &[u32],
+    record: Option<&MosaicRecord>,
+    evicted: u64,
+) {
+    let tried = once(categories);
+    let kept: Vec<u32> = record.map_or_else(Vec::new, |r| {
+        once(&r.instances.iter().map(|i| i.category).collect::<Vec<_>>())
+    });
+    shared.reports.lock().push(Report {
+        tried: tried.clone(),
+        kept,
+        instances: record.map_or(0, |r| r.instances.len() as u64),
+        evicted,
+    });
+    // After the commit, so that nobody sees it neither coming nor there.
+    shared.count(&tried, false);
+}

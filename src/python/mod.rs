@@ -1,0 +1,99 @@
+//! The Python bindings: thin, one file per room, and one door into Rust.
+//!
+//! `mosaicbank._core` ([`core`]) is the trainer's side and links no libtorch;
+//! `mosaicbank._engine` exists with the cargo feature `engine` only.
+//!
+//! Every method that does work goes through [`enter`]: it gives up the GIL, turns a panic
+//! into an exception and every [`Error`] variant into its natural Python exception, and lets
+//! Ctrl-C through. Nothing else in these files may release the GIL or unwind.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyo3::exceptions::{
+    PyFileNotFoundError, PyKeyError, PyKeyboardInterrupt, PyMemoryError, PyOSError,
+    PyRuntimeError, PyValueError,
+};
+use pyo3::prelude::*;
+
+use crate::error::{Error, Result};
+
+pub mod bank;
+mod cli;
+pub mod core;
+pub mod dataset;
+#[cfg(feature = "engine")]
+pub mod engine;
+pub mod mask;
+pub mod paste;
+pub mod sampler;
+
+impl From<Error> for PyErr {
+    fn from(e: Error) -> Self {
+        let message = e.to_string();
+        match e {
+            Error::Value { .. } | Error::Format { .. } | Error::Tensor { .. } => {
+                PyValueError::new_err(message)
+            }
+            Error::UnknownCategory { .. } => PyKeyError::new_err(message),
+            Error::NotFound { .. } => PyFileNotFoundError::new_err(message),
+            // With the errno, so that callers can tell "disk full" from "read only".
+            Error::Io { path, source } => match source.raw_os_error() {
+                Some(errno) => {
+                    let text = source.to_string();
+                    let text = text
+                        .split(" (os error")
+                        .next()
+                        .unwrap_or_default()
+                        .to_string();
+                    PyOSError::new_err((errno, text, path.display().to_string()))
+                }
+                None => PyOSError::new_err(message),
+            },
+            Error::OutOfMemory { .. } => PyMemoryError::new_err(message),
+            Error::Backend { .. } => PyRuntimeError::new_err(message),
+            Error::Interrupted => PyKeyboardInterrupt::new_err(message),
+        }
+    }
+}
+
+/// What a panic carried, as text.
+pub fn panic_message(payload: &(dyn Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".into())
+}
+
+/// Runs `work` and turns both its errors and its panics into our error.
+///
+/// # Errors
+/// What `work` returns, or [`Error::Backend`] when it panicked.
+pub fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        Err(Error::backend(
+            "internal error (please report it)",
+            panic_message(&*payload),
+        ))
+    })
+}
+
+/// The one door into Rust: without the GIL, guarded, errors mapped, signals checked after.
+///
+/// # Errors
+/// The exception that belongs to the error (see the `From<Error>` above), or the one that a
+/// signal handler raised.
+pub fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+    let out = py.detach(|| guard(work))?;
+    py.check_signals()?;
+    Ok(out)
+}
+
+/// For long work inside [`enter`], now and then: takes the GIL for a moment to let Ctrl-C in.
+///
+/// # Errors
+/// [`Error::Interrupted`] when a signal handler raised.
+pub fn check_interrupt() -> Result<()> {
+    Python::attach(|py| py.check_signals()).map_err(|_| Error::Interrupted)
+}
