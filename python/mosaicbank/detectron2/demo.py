@@ -1,0 +1,246 @@
+"""A whole run on one small machine: ``make demo``, or ``python -m mosaicbank.detectron2.demo``.
+
+Draws a small training set, fills a bank with the embedded model, trains a small Mask R-CNN in
+Detectron2 with mosaics and pasted instances while an engine goes on filling the bank, then says
+what happened and leaves pictures of what the trainer saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import importlib.metadata
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+# Before torch: the trainer and the engine share few cores, and threads that wait must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.engine import HookBase
+
+import detectron2
+import mosaicbank
+from mosaicbank.detectron2 import demo_data
+from mosaicbank.detectron2.config import add_mosaic_config
+from mosaicbank.detectron2.hooks import engine_heartbeats
+from mosaicbank.detectron2.pictures import picture_of, title_of
+from mosaicbank.detectron2.sample import INFO, SampleInfo
+from mosaicbank.detectron2.trainer import MosaicTrainer
+
+DATASET = "mosaicbank_demo"
+# Pictures that are kept of each kind of sample.
+_KEPT = {"mosaic": 12, "pasted": 12, "real": 4}
+_RULE = "-" * 78
+
+
+def say(text: str = "") -> None:
+    """Print at once, whoever reads."""
+    print(text, flush=True)
+
+
+def log_to(path: Path) -> None:
+    """Detectron2's own log goes into a file: it is long."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    for name in ("detectron2", "fvcore"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+    warnings.filterwarnings("ignore", module="torch")
+
+
+def which_detectron2() -> str:
+    """The Detectron2 that is used, and where it is from."""
+    distributions = importlib.metadata.packages_distributions() if _py310() else {}
+    names = distributions.get("detectron2", ["detectron2"])
+    where = os.path.dirname(str(detectron2.__file__))
+    text = f"Detectron2 {detectron2.__version__} from {', '.join(sorted(set(names)))} ({where})"
+    if "sal-detectron2" in names:
+        text += (
+            "\n  a third-party build for CPython 3.10; to work with, install Detectron2 as its "
+            "documentation says"
+        )
+    return text
+
+
+def _py310() -> bool:
+    return sys.version_info >= (3, 10)
+
+
+class Watch(HookBase):  # type: ignore[misc]
+    """Prints what each batch was made of, and keeps pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.saved: collections.Counter[str] = collections.Counter()
+        self.lines = 0
+
+    def after_step(self) -> None:
+        loader = self.trainer.data_loader
+        names = loader.classes.names
+        loss = self.trainer.storage.latest().get("total_loss", (float("nan"), 0))[0]
+        for place, sample in enumerate(loader.last_batch):
+            info: SampleInfo = sample[INFO]
+            kind = info["kind"] if info["kind"] == "mosaic" else "real"
+            kind = "pasted" if kind == "real" and info["pasted"] else kind
+            title = title_of(info, names)
+            start = f"{self.trainer.iter:4}  loss {loss:6.3f}" if place == 0 else " " * 17
+            say(f"  {start}  {title}"[:100])
+            if self.saved[kind] < _KEPT[kind]:
+                self.saved[kind] += 1
+                name = f"{self.trainer.iter:03}-{place}-{kind}"
+                if info["category"] is not None:
+                    name += "-" + names[info["category"]]
+                _save(picture_of(sample, names, loader.image_format), self.folder / f"{name}.png")
+
+
+def _save(picture: Any, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(picture).save(path)
+
+
+def prewarm(python: str, bank: Path, annotations: Path, options: argparse.Namespace) -> None:
+    """Fill the bank with ``mosaicbank prewarm`` of the engine's environment."""
+    command = [
+        python, "-m", "mosaicbank", "prewarm",
+        "--bank", str(bank),
+        "--annotations", str(annotations),
+        "--categories", ",".join(demo_data.RARE),
+        "--per-category", str(options.per_category),
+        "--model", options.model,
+        "--device", "cpu",
+    ]  # fmt: skip
+    say("$ " + " ".join(command))
+    subprocess.run(command, check=True)
+
+
+def config(options: argparse.Namespace, bank: Path) -> Any:
+    """The demo's training config, its paths filled in."""
+    cfg = get_cfg()
+    add_mosaic_config(cfg)
+    cfg.merge_from_file(options.config)
+    cfg.DATASETS.TRAIN = (DATASET,)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(demo_data.CATEGORIES)
+    cfg.OUTPUT_DIR = str(options.out / "training")
+    cfg.SOLVER.MAX_ITER = options.iterations
+    cfg.MOSAIC.BANK = str(bank)
+    cfg.MOSAIC.ENGINE.PYTHON = options.engine_python
+    cfg.MOSAIC.ENGINE.MODEL = options.model
+    # Whatever is rare goes on being made: far more than the bank begins with.
+    cfg.MOSAIC.ENGINE.ARGS = [*cfg.MOSAIC.ENGINE.ARGS, "--categories", ",".join(demo_data.RARE)]
+    cfg.freeze()
+    return cfg
+
+
+def report(trainer: MosaicTrainer, bank: mosaicbank.Bank, before: dict[str, Any]) -> bool:
+    """Say what happened; whether all of it did."""
+    loader = trainer.data_loader
+    counts, names = loader.counts, loader.classes.names
+    infos = loader.recent()
+    mosaics = collections.Counter(
+        names[i["category"]] for i in infos if i["kind"] == "mosaic" and i["category"] is not None
+    )
+    pasted = collections.Counter(names[p["category"]] for i in infos for p in i["pasted"])
+    after = bank.stats()
+    beats = engine_heartbeats(Path(str(bank.path)))
+    engines = [b for b in beats if b.get("command") == "engine"]
+    share = counts.mosaics / max(1, counts.samples)
+    say(f"samples      {counts.samples}, of which {counts.mosaics} mosaics ({share:.0%})")
+    say(f"mosaics for  {_listed(mosaics)}")
+    say(f"pasted       {counts.pasted} instances: {_listed(pasted)}")
+    say(f"never used   {counts.fresh} of {counts.mosaics + counts.pasted} when drawn")
+    say(f"misses       {counts.misses} (a mosaic was asked for, and a real image came)")
+    say(f"failures     {counts.errors}")
+    made = after["added"] - before["added"]
+    say(
+        f"bank         {before['mosaics']} mosaics and {before['instances']} instances before, "
+        f"{after['mosaics']} and {after['instances']} after; {made} records came in meanwhile"
+    )
+    for b in engines:
+        say(
+            f"engine       {b.get('state')}: {b.get('mosaics', 0)} mosaics, "
+            f"{b.get('instances', 0)} instances, {b.get('rejected', 0)} regions rejected"
+            + (f"; last error: {b['last_error']['message']}" if b.get("last_error") else "")
+        )
+    if not engines:
+        say("engine       none was seen; the training ran without")
+    finished = trainer.iter >= trainer.max_iter
+    return bool(finished and counts.mosaics and counts.pasted and engines)
+
+
+def _listed(counter: collections.Counter[str]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counter.most_common()) or "none"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="mosaicbank.detectron2.demo", description=__doc__)
+    made.add_argument("--out", type=Path, default=Path("out/demo"), help="where everything goes")
+    made.add_argument(
+        "--engine-python",
+        default="",
+        help="Python of the environment with the engine; this one when not given",
+    )
+    made.add_argument(
+        "--config",
+        default="configs/detectron2/demo_mask_rcnn_R_18_FPN.yaml",
+        help="training config",
+    )
+    made.add_argument("--model", default="embedded", help="embedded, or a model's directory")
+    made.add_argument("--iterations", type=int, default=40)
+    made.add_argument(
+        "--per-category", type=int, default=3, help="mosaics per rare category in the bank before"
+    )
+    return made
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the demo; 0 when mosaics, pasted instances and an engine were all seen."""
+    options = parser().parse_args(argv)
+    start = time.monotonic()
+    out = options.out = options.out.resolve()
+    if out.exists():
+        shutil.rmtree(out)
+    saw = out / "saw"
+    saw.mkdir(parents=True)
+    bank_path = out / "bank"
+    log_to(out / "detectron2.log")
+    say(which_detectron2())
+    say(f"trainer: torch {torch.__version__}, Python {sys.version.split()[0]}")
+    engine = options.engine_python or sys.executable
+    say(f"engine:  {engine}")
+    say(_RULE)
+    annotations = demo_data.make_training_set(out / "data")
+    demo_data.register(DATASET, annotations)
+    say(f"drew a training set: {annotations}")
+    prewarm(engine, bank_path, annotations, options)
+    bank = mosaicbank.Bank.open(bank_path)
+    before = dict(bank.stats())
+    say(_RULE)
+    trainer = MosaicTrainer(config(options, bank_path))
+    trainer.register_hooks([Watch(saw)])
+    say("training; what each sample was:")
+    began = time.monotonic()
+    trainer.train()
+    say(f"{options.iterations} iterations in {time.monotonic() - began:.0f} s")
+    say(_RULE)
+    complete = report(trainer, bank, before)
+    say(f"pictures     {sum(1 for _ in saw.iterdir())} in {saw}")
+    say(f"all of it in {time.monotonic() - start:.0f} s")
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

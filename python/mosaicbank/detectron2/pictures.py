@@ -1,0 +1,67 @@
+"""What the trainer saw, to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from detectron2.utils.visualizer import Visualizer
+
+from mosaicbank.detectron2.sample import INFO, SampleInfo
+
+# How much a mask's colour covers of what is under it.
+_ALPHA = 0.25
+
+
+def title_of(info: SampleInfo, names: Sequence[str]) -> str:
+    """One line about a sample: ``mosaic for zebra (drawn 2 times before), 3 pasted``."""
+    text = info["kind"]
+    if info["category"] is not None:
+        text += f" for {names[info['category']]}"
+    if info["kind"] == "mosaic":
+        uses = info["uses"]
+        text += (
+            f" (drawn {uses} time{'s' if uses > 1 else ''} before)"
+            if uses
+            else " (never drawn before)"
+        )
+    if info["pasted"]:
+        text += f", {len(info['pasted'])} pasted"
+    return text
+
+
+def picture_of(
+    sample: Mapping[str, Any], names: Sequence[str], image_format: str = "BGR"
+) -> npt.NDArray[np.uint8]:
+    """A mapped sample with its boxes, masks and names drawn on it.
+
+    Args:
+        sample: with ``image``, a tensor [3, H, W] of 0..255, and ``instances``.
+        names: by contiguous class.
+        image_format: channel order of the image.
+
+    Returns:
+        ``uint8 [H', W', 3]``, RGB.
+    """
+    image = sample["image"].numpy().transpose(1, 2, 0)
+    if image_format != "RGB":
+        image = image[:, :, ::-1]
+    instances = sample["instances"]
+    masks = instances.gt_masks if instances.has("gt_masks") else None
+    if masks is not None:
+        masks = masks.polygons if hasattr(masks, "polygons") else masks.tensor.numpy()
+    drawn = Visualizer(np.ascontiguousarray(image).clip(0, 255).astype(np.uint8))
+    output = drawn.overlay_instances(
+        boxes=instances.gt_boxes.tensor.numpy(),
+        labels=[names[int(c)] for c in instances.gt_classes],
+        masks=masks,
+        alpha=_ALPHA,
+    )
+    return np.ascontiguousarray(output.get_image())
+
+
+def injected(batch: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The samples of a batch that mosaicbank had a part in."""
+    return [s for s in batch if s[INFO]["kind"] == "mosaic" or s[INFO]["pasted"]]

@@ -1,0 +1,69 @@
+"""What every training sample says of itself, under the key ``mosaicbank``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import Optional, TypedDict
+
+import numpy as np
+import torch
+
+#: The key in a sample's dictionary.
+INFO = "mosaicbank"
+
+
+class PastedInfo(TypedDict):
+    """One pasted instance."""
+
+    #: In the bank.
+    id: str
+    #: Contiguous class.
+    category: int
+    #: How often it had been used before.
+    uses: int
+
+
+class SampleInfo(TypedDict):
+    """How a sample came about."""
+
+    #: Of the sampler.
+    index: int
+    #: ``real``, ``mosaic``, or ``miss``: a real image because the bank had no mosaic.
+    kind: str
+    #: Contiguous class that a slot asked for; None for real images.
+    category: Optional[int]
+    #: The mosaic's id.
+    mosaic: Optional[str]
+    #: How often the mosaic had been used before.
+    uses: int
+    pasted: list[PastedInfo]
+    #: Failures of the bank or the paste, after which the sample went on without.
+    errors: int
+
+
+def seed_of(seed: int, purpose: str, key: int) -> int:
+    """63 bits for one purpose at one place of the stream, the same in every process."""
+    text = f"{seed}/{purpose}/{key}".encode()
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The generators that mappers draw from start from ``seed``, and are put back afterwards.
+
+    These are ``random``, ``numpy.random`` and torch's CPU generator; CUDA's is not touched.
+    """
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.default_generator.set_state(before[2])
