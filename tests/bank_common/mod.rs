@@ -1,0 +1,100 @@
+//! Synthetic mosaics and banks for the tests of the store.
+#![allow(dead_code)]
+
+use std::path::Path;
+
+use mosaicbank::bank::{
+    Bank, BankInfo, Category, Codec, Limits, MosaicInstance, MosaicRecord, Region,
+};
+use mosaicbank::geometry::{PixelBox, Size};
+use mosaicbank::mask::Rle;
+
+/// `n` categories with ids 1, 2, ...
+pub fn categories(n: u32) -> Vec<Category> {
+    (1..=n)
+        .map(|id| Category {
+            id,
+            name: format!("thing_{id}"),
+            frequency: Some("r".into()),
+            image_count: Some(u64::from(id)),
+        })
+        .collect()
+}
+
+pub fn info(n: u32, limits: Limits) -> BankInfo {
+    let mut info = BankInfo::new(categories(n), "", limits).unwrap();
+    info.mosaic_codec = Codec::Qoi;
+    info.instance_codec = Codec::Qoi;
+    info
+}
+
+pub fn new_bank(dir: &Path, n: u32) -> Bank {
+    Bank::create(&dir.join("bank"), info(n, Limits::default())).unwrap()
+}
+
+/// A filled rectangle as column-major runs.
+pub fn rectangle(size: Size, b: PixelBox) -> Rle {
+    let mut counts = vec![0u32];
+    for x in 0..size.width {
+        for y in 0..size.height {
+            let inside = x >= b.x0 && x < b.x1 && y >= b.y0 && y < b.y1;
+            let run_is_foreground = counts.len() % 2 == 0;
+            match counts.last_mut() {
+                Some(run) if inside == run_is_foreground => *run += 1,
+                _ => counts.push(1),
+            }
+        }
+    }
+    Rle::new(size, &counts).unwrap()
+}
+
+/// A mosaic of two regions side by side, one object each, of the given categories.
+pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
+    let (h, w) = (size.height, size.width);
+    let half = w / 2;
+    let image = (0..h * w)
+        .flat_map(|i| {
+            let v = (u64::from(i) * 7 + seed * 31) as u32;
+            [v as u8, (v >> 3) as u8, (v >> 6) as u8]
+        })
+        .collect();
+    let d = (seed % 3) as u32;
+    let boxes = [
+        PixelBox::new(2 + d, 3, half - 2, h - 3),
+        PixelBox::new(half + 2, 2 + d, w - 4, h - 2),
+    ];
+    let regions = [left, right]
+        .iter()
+        .enumerate()
+        .map(|(i, &category)| Region {
+            bbox: PixelBox::new(i as u32 * half, 0, (i as u32 + 1) * half, h),
+            prompt: format!("a photo of a single thing_{}", category + 1),
+            category,
+            verdict: mosaicbank::bank::format::KEPT.into(),
+        })
+        .collect();
+    let instances = [left, right]
+        .iter()
+        .zip(boxes)
+        .enumerate()
+        .map(|(i, (&category, bbox))| MosaicInstance {
+            category,
+            mask: rectangle(size, bbox),
+            bbox,
+            area: bbox.size().area(),
+            score: 0.5 + (seed % 50) as f32 / 100.0,
+            region: i as u32,
+        })
+        .collect();
+    MosaicRecord {
+        id: MosaicRecord::id_of("recipe", "weights", seed),
+        size,
+        image,
+        regions,
+        instances,
+        model: "model".into(),
+        weights: "weights".into(),
+        recipe: "recipe".into(),
+        seed,
+    }
+}

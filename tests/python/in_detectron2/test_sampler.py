@@ -1,0 +1,109 @@
+"""The stream in Detectron2's loader: order, statistics."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+pytest.importorskip("detectron2.config", reason="needs the trainer's environment")
+
+import torch
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+
+import mosaicbank
+from mosaicbank.detectron2.sampler import MosaicTrainingSampler, deal, image_counts_for_slots
+
+
+def arrive(dealt, workers, batch_size, chunk, grouped, n):
+    """What a trainer gets first: each worker takes its chunks in turn, and the loader takes
+    samples (grouped) or batches from the workers in turn."""
+    read = [[] for _ in range(workers)]
+    for place, index in enumerate(itertools.islice(dealt, 40 * n)):
+        read[place // chunk % workers].append(index)
+    out = []
+    at = 0
+    unit = 1 if grouped else batch_size
+    while len(out) < n:
+        for worker in range(workers):
+            out.extend(read[worker][at : at + unit])
+        at += unit
+    return out[:n]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_stream_arrives_in_order_for_every_loader(workers, batch_size, grouped):
+    for chunk in {1, batch_size}:
+        dealt = deal(itertools.count(), workers, batch_size, chunk, grouped)
+        got = arrive(dealt, workers, batch_size, chunk, grouped, 60)
+        assert got == list(range(60)), chunk
+
+
+def stream(mix_ratio=0.0, **more):
+    factors = np.array([1.0, 2.5, 1.0, 3.2, 1.0, 1.7], dtype=np.float32)
+    return mosaicbank.MosaicSampler(
+        factors, mix_ratio=mix_ratio, slot_weights=np.ones(3), seed=3, keyed=True, **more
+    )
+
+
+def test_states_with_samples_that_wait():
+    sampler = MosaicTrainingSampler(stream(0.3), 4, True)
+    whole = list(itertools.islice(sampler, 60))
+    state = sampler.state_at(30, [11, 27])
+    resumed = MosaicTrainingSampler(stream(0.3), 4, True)
+    resumed.load_state(state)
+    assert list(itertools.islice(resumed, 32)) == [whole[11], whole[27], *whole[30:60]]
+    # And again, from a state in which one of the two still waits.
+    again = MosaicTrainingSampler(stream(0.3), 4, True)
+    again.load_state(resumed.state_at(35, [11, 34]))
+    assert list(itertools.islice(again, 10)) == [whole[11], whole[34], *whole[35:43]]
+
+
+def test_real_images_come_as_detectron2s_own_sampler_draws_them():
+    """Chi-squared between our counts and those of ``RepeatFactorTrainingSampler``."""
+    records = [
+        {"annotations": [{"category_id": c} for c in cs]}
+        for cs in ([0], [0, 1], [0], [0, 1, 2], [0], [0, 3], [0], [0], [0], [])
+    ]
+    threshold = 0.7
+    offsets, classes = mosaicbank.class_arrays(records)
+    factors, counts = mosaicbank.repeat_factors(offsets, classes, 4, threshold)
+    theirs = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, threshold)
+    assert torch.allclose(torch.from_numpy(factors), theirs, rtol=1e-6)
+    assert counts.tolist() == [9, 2, 1, 1]
+
+    def histogram(sampler, n):
+        drawn = np.fromiter(itertools.islice(sampler, n), dtype=np.int64)
+        return np.bincount(drawn, minlength=len(records))
+
+    n = 60_000
+    their_counts = histogram(RepeatFactorTrainingSampler(theirs, seed=1), n)
+    ours = mosaicbank.MosaicSampler(
+        factors, mix_ratio=0.4, image_counts=counts, threshold=threshold, seed=1, keyed=True
+    )
+    reals = (ours.decode(i)[0] for i in ours)
+    our_counts = histogram((i for i in reals if i is not None), n)
+    # Two samples of one distribution: sum (a - b)^2 / (a + b), 9 degrees of freedom; the
+    # draws of an epoch are without replacement, so it is far below the usual quantile.
+    chi = ((our_counts - their_counts) ** 2 / (our_counts + their_counts)).sum()
+    assert chi < 21.7, (chi, our_counts, their_counts)  # p = 0.01
+
+
+def test_categories_that_are_not_classes_get_no_slots():
+    counts = image_counts_for_slots([5, 0, 400], [2, -1, 0, 1], None)
+    assert counts[0] == 400 and counts[1] > 10**15 and counts[2:] == [5, 0]
+    drawn = {
+        s.decode(i)[1]
+        for s in [
+            mosaicbank.MosaicSampler(
+                1000, mix_ratio=0.5, image_counts=np.array(counts), threshold=0.1
+            )
+        ]
+        for i in itertools.islice(s, 4000)
+    }
+    assert drawn == {None, 2, 3}  # classes 0 and 1; class 2 is in 400 of 1000 images
+    only = image_counts_for_slots([5, 0, 400], [2, -1, 0, 1], {2})
+    assert [c > 10**15 for c in only] == [False, True, True, True]
