@@ -5,9 +5,9 @@ Composes Detectron2's own ``new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py``. Tra
 ``python -m mosaicbank.detectron2.train_net --config-file <this file> --num-gpus 8``.
 """
 
+from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
-from detectron2 import model_zoo
 from mosaicbank.detectron2 import LVISCategoryEvaluator, with_mosaics
 
 _base = model_zoo.get_config("new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ.py")

@@ -49,7 +49,9 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 ATTENTION_WEIGHT = 0.05
-"""Weight of the subject token's mask loss beside the noise loss."""
+"""Weight of the subject token's mask loss, layer by layer, beside the noise loss."""
+OUTLINE_WEIGHT = 0.05
+"""Weight of the mask loss of all layers' mean map beside the noise loss."""
 KL_WEIGHT = 1e-3
 """Weight of the mean KL divergence per latent value."""
 NEW_FACTOR = 2.0
@@ -358,6 +360,35 @@ def attention_loss(
     return torch.stack(losses).mean()
 
 
+def outline_loss(
+    maps: list[torch.Tensor],
+    masks: torch.Tensor,
+    subject: torch.Tensor,
+    shapes: dict[int, tuple[int, int]],
+) -> torch.Tensor:
+    """Mean soft Dice loss of what becomes the mask: all layers' maps at the finest size, averaged.
+
+    Arguments as in :func:`attention_loss`. The single layers may be blurred as long as their
+    mean follows the outline.
+    """
+    rows = subject >= 0
+    if not rows.any():
+        return masks.new_zeros(())
+    size = masks.shape[1:]
+    target = masks[rows]
+    layers = [
+        F.interpolate(
+            probability[rows].unflatten(1, shapes[probability.shape[1]])[:, None],
+            size,
+            mode="bilinear",
+        )[:, 0]
+        for probability in maps
+    ]
+    mean = torch.stack(layers).mean(0)
+    overlap = (mean * target).sum((1, 2))
+    return (1 - 2 * overlap / (mean.square() + target.square()).sum((1, 2))).mean()
+
+
 @torch.no_grad()
 def sample(
     unet,
@@ -519,6 +550,9 @@ def train_unet(args: argparse.Namespace, preset: Preset, device: torch.device, r
         ema.average = [a.to(device) for a in state["ema"]]
     elif args.start is not None:
         load_published(args.start, unet, text_encoder)
+        listing = json.loads((args.start / "categories.json").read_text())["categories"]
+        seen = json.loads((args.start / "mosaicbank.json").read_text())["samples_seen"]
+        state = {"categories": [c["name"] for c in listing], "samples": seen}
         ema.average = [p.detach().clone() for p in ema.parameters]
     budget = Budget(args.minutes, args.samples, state or {})
     workers = Workers(rank, args.workers, args.run)
@@ -543,7 +577,7 @@ def train_unet(args: argparse.Namespace, preset: Preset, device: torch.device, r
     noise_source = torch.Generator(device).manual_seed(args.seed * 7919 + 13 * budget.steps + rank)
     stop, saved, drawn = Stop(), time.monotonic(), time.monotonic()
     log = (args.run / "unet_log.jsonl").open("a")
-    recent: list[tuple[float, float]] = []
+    recent: list[tuple[float, float, float]] = []
 
     def checkpoint(draw: bool) -> None:
         save(
@@ -560,11 +594,12 @@ def train_unet(args: argparse.Namespace, preset: Preset, device: torch.device, r
                 **budget.state(),
             },
         )
-        losses = np.mean(recent[-200:], axis=0) if recent else [float("nan")] * 2
+        losses = np.mean(recent[-200:], axis=0) if recent else [float("nan")] * 3
         entry = {
             **budget.state(),
             "noise_loss": float(losses[0]),
             "attention_loss": float(losses[1]),
+            "outline_loss": float(losses[2]),
             "tier": tier,
             "time": int(time.time()),
         }
@@ -615,16 +650,17 @@ def train_unet(args: argparse.Namespace, preset: Preset, device: torch.device, r
             predicted = unet(noisy, steps, text_encoder(ids)[0]).sample
         noise_loss = (predicted.float() - noise).square().mean()
         mask_loss = attention_loss(probe.maps, masks, subject, shapes)
+        edge_loss = outline_loss(probe.maps, masks, subject, shapes)
         probe.maps.clear()
         probe.subject = None
-        (noise_loss + ATTENTION_WEIGHT * mask_loss).backward()
+        (noise_loss + ATTENTION_WEIGHT * mask_loss + OUTLINE_WEIGHT * edge_loss).backward()
         torch.nn.utils.clip_grad_norm_(ema.parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad()
         workers.average(ema.parameters)
         ema.update(budget.steps)
         budget.tick(len(latents) * args.workers)
-        recent.append((noise_loss.item(), mask_loss.item()))
+        recent.append((noise_loss.item(), mask_loss.item(), edge_loss.item()))
         del recent[:-200]
         if not math.isfinite(recent[-1][0]):
             raise SystemExit(

@@ -24,11 +24,11 @@ from typing import Any, Optional
 # Before torch: the trainer and the engine share few cores, and threads that wait must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import detectron2
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import HookBase
 
-import detectron2
 import mosaicbank
 from mosaicbank.detectron2 import demo_data
 from mosaicbank.detectron2.config import add_mosaic_config
