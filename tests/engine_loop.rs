@@ -17,7 +17,7 @@ use mosaicbank::bank::{Bank, Kind, MosaicRecord};
 use mosaicbank::config::Recipe;
 use mosaicbank::engine::control::{Control, set_paused};
 use mosaicbank::engine::heartbeat::{Heartbeat, State};
-use mosaicbank::engine::maker::{Finisher, Maker, Order, mirror, record_of};
+use mosaicbank::engine::maker::{Finisher, MadeBy, Maker, Order, mirror, record_of};
 use mosaicbank::engine::plan::Odds;
 use mosaicbank::engine::seeds::Seeds;
 use mosaicbank::engine::source::{OnDemand, Prewarm};
@@ -183,6 +183,7 @@ impl Finisher for Fake {
                     guidance: r.guidance,
                     category: r.category.clone(),
                     attention: Vec::new(),
+                    threshold: 0.0,
                     mask: None,
                     verdict: if kept {
                         Verdict::Kept
@@ -196,6 +197,7 @@ impl Finisher for Fake {
                 seed: canvas.seed,
                 size: canvas.size,
                 rgb: denoised.rgb,
+                window: PixelBox::new(0, 0, canvas.size.width, canvas.size.height),
                 regions,
                 instances,
                 problem: denoised.problem,
@@ -204,8 +206,15 @@ impl Finisher for Fake {
         Ok(canvases.iter().zip(denoised).map(mosaic).collect())
     }
 
-    fn record(&self, bank: &Bank, mosaic: &Mosaic) -> Result<MosaicRecord> {
-        record_of(bank, mosaic, "fake", "weights", "recipe")
+    fn record(&self, bank: &Bank, canvas: &Canvas, mosaic: &Mosaic) -> Result<MosaicRecord> {
+        let maker = MadeBy {
+            model: "fake",
+            weights: "weights",
+            device: "cpu",
+            dtype: "float32",
+            threads: 1,
+        };
+        record_of(bank, canvas, mosaic, maker, "recipe")
     }
 }
 

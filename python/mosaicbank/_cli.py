@@ -14,7 +14,7 @@ from typing import Optional
 from mosaicbank import _loader
 
 # The subcommands that need libtorch; every other one runs without torch being imported.
-ENGINE_COMMANDS = frozenset({"bench", "engine", "generate", "prewarm"})
+ENGINE_COMMANDS = frozenset({"bench", "engine", "generate", "prewarm", "reproduce"})
 
 EXIT_NO_ENGINE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 
 use super::codec::{self, Codec, put_varint, take_varint};
 use super::index::{Kind, RecordId, u32_le};
+use super::way::{Making, Way};
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 use crate::instance::Provenance;
@@ -57,6 +58,9 @@ pub struct Region {
     pub category: u32,
     /// [`KEPT`], or why the region has no instance.
     pub verdict: String,
+    /// How it came to that, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<Way>,
 }
 
 /// One object on a mosaic.
@@ -97,6 +101,8 @@ pub struct MosaicRecord {
     pub recipe: String,
     /// The seed.
     pub seed: u64,
+    /// How to make it again, where it is known.
+    pub making: Option<Making>,
 }
 
 /// One object, cropped, as the bank keeps it for pasting.
@@ -135,6 +141,8 @@ struct MosaicMeta {
     weights: String,
     recipe: String,
     seed: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    making: Option<Making>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -221,6 +229,9 @@ impl MosaicRecord {
             }
             Ok(())
         };
+        if let Some(making) = &self.making {
+            making.validate(self.size)?;
+        }
         for region in &self.regions {
             known("region", region.category)?;
         }
@@ -319,6 +330,7 @@ impl MosaicRecord {
             weights: self.weights.clone(),
             recipe: self.recipe.clone(),
             seed: self.seed,
+            making: self.making.clone(),
         }
     }
 
@@ -378,6 +390,7 @@ impl MosaicRecord {
             weights: meta.weights,
             recipe: meta.recipe,
             seed: meta.seed,
+            making: meta.making,
         })
     }
 }

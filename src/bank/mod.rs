@@ -8,6 +8,7 @@
 //! | `data.mdb`, `lock.mdb` | an LMDB environment with the records |
 //! | `uses.bin` | how often each record was used ([`uses`]) |
 //! | `demand.bin` | the demand board ([`board`]) |
+//! | `recipes/` | the recipes of its mosaics as JSON, named by their hashes |
 //! | `feedback/`, `engine-*.json` | written by feedback and engines, not read here |
 //!
 //! Many processes read without locks, one writes at a time, each commit is atomic and durable.
@@ -27,6 +28,7 @@ mod reader;
 mod tree;
 pub mod uses;
 mod verify;
+pub mod way;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -49,6 +51,8 @@ use crate::error::{Error, Result};
 
 /// Name of the human-readable file of a bank.
 pub const INFO_FILE: &str = "bank.toml";
+/// Folder of a bank's recipes.
+const RECIPES: &str = "recipes";
 /// Version of the directory's layout that this code writes.
 pub const FORMAT: u32 = 1;
 
@@ -253,6 +257,70 @@ impl Bank {
         // Last, so that a directory with this file is a whole bank.
         info.write(dir)?;
         Self::open(dir)
+    }
+
+    /// Keeps the text of a recipe, so that its mosaics can be made again.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when `hash` is not hexadecimal, [`Error::Io`] when it cannot be written.
+    pub fn keep_recipe(&self, hash: &str, json: &str) -> Result<()> {
+        let path = self.recipe_path(hash)?;
+        if path.exists() {
+            return Ok(());
+        }
+        let folder = self.dir.join(RECIPES);
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        board::write_beside(&path, json.as_bytes())
+    }
+
+    /// The text of the recipe with this hash.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the bank does not have it, [`Error::Value`] when `hash` is not
+    /// hexadecimal.
+    pub fn recipe(&self, hash: &str) -> Result<String> {
+        let path = self.recipe_path(hash)?;
+        std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::NotFound {
+                what: format!("recipe {hash}"),
+                path,
+                hint: String::new(),
+            },
+            _ => Error::io(&path, e),
+        })
+    }
+
+    fn recipe_path(&self, hash: &str) -> Result<PathBuf> {
+        if hash.is_empty() || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Error::value(
+                "recipe hash",
+                "hexadecimal digits",
+                format!("{hash:?}"),
+            ));
+        }
+        Ok(self.dir.join(RECIPES).join(format!("{hash}.json")))
+    }
+
+    /// Takes over the recipes of another bank.
+    fn take_recipes(&self, other: &Self) -> Result<()> {
+        let folder = other.dir.join(RECIPES);
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            return Ok(());
+        };
+        for entry in entries {
+            let path = entry.map_err(|e| Error::io(&folder, e))?.path();
+            let hash = path
+                .file_stem()
+                .and_then(|s| s.to_str())
+                .unwrap_or_default();
+            if let (true, Ok(text)) = (
+                path.extension().is_some_and(|e| e == "json"),
+                other.recipe(hash),
+            ) {
+                self.keep_recipe(hash, &text)?;
+            }
+        }
+        Ok(())
     }
 
     /// Opens the bank in `dir`. Where the directory cannot be written (a read-only file

@@ -183,6 +183,7 @@ impl Bank {
             .iter()
             .map(|c| self.category(&c.name).ok())
             .collect();
+        self.take_recipes(other)?;
         let mut report = PutReport::default();
         for kind in Kind::ALL {
             for ids in other.ids(kind)?.chunks(MERGE_BATCH) {

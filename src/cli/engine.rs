@@ -248,7 +248,9 @@ impl<'a> Work<'a> {
             b.weights = id.weights;
         });
         check_stop()?;
-        ModelMaker::new(generator, &self.own, self.odds.counts())
+        let maker = ModelMaker::new(generator, &self.own, self.odds.counts())?;
+        maker.keep_recipes(&self.bank)?;
+        Ok(maker)
     }
 }
 

@@ -1,11 +1,13 @@
-//! `mosaicbank export --from BANK`: a bank's mosaics as records and picture files.
+//! `mosaicbank export --from BANK`: a bank's mosaics as records and pictures.
 
 use std::path::Path;
+
+use image::ImageEncoder;
 
 use super::context::{catch_stop, check_stop};
 use super::progress::Counter;
 use crate::bank::{Bank, Kind, MosaicRecord};
-use crate::dataset::{self, RECORD_FORMAT};
+use crate::dataset::{self, Category, CategoryTable, Frequency, RECORD_FORMAT};
 use crate::error::{Error, Result};
 use crate::geometry::PixelBox;
 use crate::mask::filter::Verdict;
@@ -15,17 +17,14 @@ pub(super) fn is_bank(folder: &Path) -> bool {
     folder.join(crate::bank::INFO_FILE).is_file()
 }
 
-/// Writes the mosaics' pictures (PNG) to `images` and returns their records. A damaged mosaic is
-/// named and left out.
+/// The records of a bank's mosaics. A damaged mosaic is named and left out.
 ///
 /// # Errors
-/// A bank that cannot be opened, or a folder that cannot be written.
-pub(super) fn records(bank: &Path, images: &Path) -> Result<Vec<dataset::MosaicRecord>> {
+/// A bank that cannot be read.
+pub(super) fn records(bank: &Bank) -> Result<Vec<dataset::MosaicRecord>> {
     catch_stop()?;
-    let bank = Bank::open(bank)?;
-    std::fs::create_dir_all(images).map_err(|e| Error::io(images, e))?;
     let ids = bank.ids(Kind::Mosaic)?;
-    let mut counter = Counter::new("mosaics");
+    let mut counter = Counter::new("mosaics read");
     let mut records = Vec::with_capacity(ids.len());
     for (i, &id) in ids.iter().enumerate() {
         check_stop()?;
@@ -37,23 +36,59 @@ pub(super) fn records(bank: &Path, images: &Path) -> Result<Vec<dataset::MosaicR
                 continue;
             }
         };
-        let record = record(&bank, &mosaic)?;
-        let path = images.join(&record.file_name);
-        image::save_buffer(
-            &path,
+        records.push(record(bank, &mosaic)?);
+    }
+    counter.finish();
+    Ok(records)
+}
+
+/// The picture of one of these records, as a PNG file.
+///
+/// # Errors
+/// A record that cannot be read.
+pub(super) fn picture(bank: &Bank, record: &dataset::MosaicRecord) -> Result<Vec<u8>> {
+    let mosaic = bank.mosaic(record.id.parse()?)?;
+    let mut png = Vec::new();
+    image::codecs::png::PngEncoder::new(&mut png)
+        .write_image(
             &mosaic.image,
             mosaic.size.width,
             mosaic.size.height,
             image::ExtendedColorType::Rgb8,
         )
-        .map_err(|e| match e {
-            image::ImageError::IoError(e) => Error::io(&path, e),
-            e => Error::backend(format!("writing {}", path.display()), e),
-        })?;
-        records.push(record);
-    }
-    counter.finish();
-    Ok(records)
+        .map_err(|e| Error::backend(format!("mosaic {}: writing a PNG", record.id), e))?;
+    Ok(png)
+}
+
+/// The bank's categories as a table.
+///
+/// # Errors
+/// As [`CategoryTable::new`].
+pub(super) fn table(bank: &Bank) -> Result<CategoryTable> {
+    let categories = bank
+        .categories()
+        .iter()
+        .map(|c| Category {
+            id: u64::from(c.id),
+            name: c.name.clone(),
+            synset: String::new(),
+            definition: String::new(),
+            synonyms: vec![c.name.clone()],
+            frequency: c
+                .frequency
+                .as_deref()
+                .and_then(Frequency::from_letter)
+                .unwrap_or_else(|| {
+                    Frequency::from_image_count(c.image_count.unwrap_or_default())
+                }),
+            image_count: 0,
+            instance_count: 0,
+        })
+        .collect();
+    CategoryTable::new(
+        bank.path().join(crate::bank::INFO_FILE).display(),
+        categories,
+    )
 }
 
 fn record(bank: &Bank, m: &MosaicRecord) -> Result<dataset::MosaicRecord> {
@@ -71,12 +106,16 @@ fn record(bank: &Bank, m: &MosaicRecord) -> Result<dataset::MosaicRecord> {
         .iter()
         .map(|r| {
             let c = category(r.category)?;
+            let way = r.way.as_ref();
+            let planned = m.making.as_ref().zip(way);
+            let planned =
+                planned.and_then(|(making, way)| making.regions.get(way.planned as usize));
             Ok(dataset::RegionRecord {
                 bbox: r.bbox,
-                own: r.bbox,
+                own: way.map_or(r.bbox, |w| w.own),
                 prompt: r.prompt.clone(),
-                subject: [0, 0],
-                guidance: 0.0,
+                subject: planned.map_or([0, 0], |p| p.subject),
+                guidance: planned.map_or(0.0, |p| p.guidance),
                 category: c.name.clone(),
                 category_id: Some(u64::from(c.id)),
                 verdict: if r.verdict == crate::bank::format::KEPT {

@@ -349,7 +349,7 @@ impl<'a> Folder<'a> {
 }
 
 /// Writes a picture beside its place and renames it.
-fn write_png(
+pub(super) fn write_png(
     path: &Path,
     data: &[u8],
     width: u32,

@@ -314,6 +314,7 @@ pub fn bank_mosaic(
                 prompt: region.prompt.clone(),
                 category: bank.category(&region.category)?,
                 verdict: region.verdict.to_string(),
+                way: None,
             })
         })
         .collect::<Result<_>>()?;
@@ -341,5 +342,6 @@ pub fn bank_mosaic(
         weights: r.weights.clone(),
         recipe: r.recipe.clone(),
         seed: r.seed,
+        making: None,
     })
 }

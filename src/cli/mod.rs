@@ -13,11 +13,13 @@ mod generate;
 pub mod import;
 mod merge;
 mod merge_banks;
-#[cfg(feature = "engine")]
 mod overlay;
 #[cfg(feature = "engine")]
 mod prewarm;
 mod progress;
+#[cfg(feature = "engine")]
+mod reproduce;
+mod show;
 mod stats;
 mod status;
 mod verify;
@@ -80,6 +82,13 @@ enum Command {
     #[cfg(not(feature = "engine"))]
     #[command(disable_help_flag = true)]
     Bench(NeedsEngine),
+    #[cfg(feature = "engine")]
+    Reproduce(reproduce::ReproduceArgs),
+    /// Make a mosaic of a bank again, and say whether it is the same
+    #[cfg(not(feature = "engine"))]
+    #[command(disable_help_flag = true)]
+    Reproduce(NeedsEngine),
+    Show(show::ShowArgs),
     Status(status::StatusArgs),
     MergeBanks(merge_banks::MergeBanksArgs),
     Export(export::ExportArgs),
@@ -132,6 +141,9 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Bench(args) => bench::run(&args, context),
         #[cfg(not(feature = "engine"))]
         Command::Bench(args) => Err(needs_engine("bench", &args)),
+        #[cfg(feature = "engine")]
+        Command::Reproduce(args) => reproduce::run(&args, context),
+        Command::Show(args) => show::run(&args),
         Command::Status(args) => status::run(&args),
         Command::MergeBanks(args) => merge_banks::run(&args),
         #[cfg(not(feature = "engine"))]
@@ -140,6 +152,8 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Engine(args) => Err(needs_engine("engine", &args)),
         #[cfg(not(feature = "engine"))]
         Command::Prewarm(args) => Err(needs_engine("prewarm", &args)),
+        #[cfg(not(feature = "engine"))]
+        Command::Reproduce(args) => Err(needs_engine("reproduce", &args)),
         Command::Export(args) => export::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Import(args) => import::run(&args),

@@ -41,6 +41,13 @@ impl Frequency {
         }
     }
 
+    /// The frequency that [`Frequency::letter`] writes.
+    pub fn from_letter(letter: &str) -> Option<Self> {
+        [Self::Rare, Self::Common, Self::Frequent]
+            .into_iter()
+            .find(|f| f.letter() == letter)
+    }
+
     /// `r`, `c` or `f`.
     pub const fn letter(self) -> &'static str {
         match self {
@@ -319,6 +326,15 @@ impl CategoryTable {
     /// The category with this id.
     pub fn by_id(&self, id: u64) -> Option<&Category> {
         self.by_id.get(&id).map(|&i| &self.categories[i])
+    }
+
+    /// Position of the category that [`CategoryTable::get`] finds.
+    ///
+    /// # Errors
+    /// As [`CategoryTable::get`].
+    pub fn index(&self, name: &str) -> Result<usize> {
+        let id = self.get(name)?.id;
+        Ok(self.by_id.get(&id).copied().unwrap_or_default())
     }
 
     /// Finds a category by name: as the file spells it; else ignoring case and `_`, `-` or

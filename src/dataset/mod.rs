@@ -5,9 +5,10 @@
 //! folder of mosaics -> MosaicRecord             (record)
 //! MosaicRecord -> Exporter -> synthetic.json    (export)
 //! train.json + synthetic.json -> merged.json    (merge)
+//! MosaicRecord -> YOLO folder, tar shards       (yolo, webdataset)
 //! ```
 //!
-//! No pixel is read or written here.
+//! No pixel is read or changed here.
 
 pub mod category;
 pub mod export;
@@ -15,6 +16,8 @@ mod file;
 pub mod merge;
 pub mod reader;
 pub mod record;
+mod webdataset;
+mod yolo;
 
 pub use category::{Category, CategoryTable, Frequency};
 pub use export::{
@@ -24,3 +27,5 @@ pub use file::write_beside;
 pub use merge::{MergeReport, merge_files};
 pub use reader::{Annotation, Dataset, ImageEntry, RawCounts, ReadOptions, Segmentation};
 pub use record::{InstanceRecord, MosaicRecord, RECORD_FORMAT, RegionRecord};
+pub use webdataset::write_webdataset;
+pub use yolo::{label_text, single_outline, write_yolo};

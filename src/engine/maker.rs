@@ -5,12 +5,17 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use crate::bank::way::{self, AttentionMap, Making, Planned, Way};
 use crate::bank::{Bank, BankInfo, Limits, MosaicInstance, MosaicRecord, Region, format};
 use crate::config::Recipe;
 use crate::dataset::{Category, CategoryTable};
 use crate::error::{Error, Result};
 use crate::geometry::PixelBox;
-use crate::mosaic::{Canvas, Denoised, Generator, Labeller, Mosaic, Options, Progress};
+use crate::mask::Rle;
+use crate::mosaic::{
+    Canvas, Denoised, Generator, Labeller, Mosaic, Options, Progress, RegionResult, Subject,
+    device_kind, dtype_name,
+};
 
 /// What is to be made: everything that a mosaic is a function of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,11 +71,11 @@ pub trait Finisher: Send + Sync {
     /// As [`Generator::label`].
     fn label(&self, canvases: &[Canvas], denoised: Vec<Denoised>) -> Result<Vec<Mosaic>>;
 
-    /// A finished mosaic as the bank keeps it.
+    /// A finished mosaic, made of `canvas`, as the bank keeps it.
     ///
     /// # Errors
     /// [`Error::UnknownCategory`] for a category that the bank does not have.
-    fn record(&self, bank: &Bank, mosaic: &Mosaic) -> Result<MosaicRecord>;
+    fn record(&self, bank: &Bank, canvas: &Canvas, mosaic: &Mosaic) -> Result<MosaicRecord>;
 }
 
 /// A loaded model with one recipe per region count.
@@ -98,6 +103,19 @@ impl ModelMaker {
             recipes.insert(count, generator.recipe(&own)?);
         }
         Ok(Self { generator, recipes })
+    }
+
+    /// Writes the recipes into the bank, so that its mosaics can be made again.
+    ///
+    /// # Errors
+    /// As [`Bank::keep_recipe`].
+    pub fn keep_recipes(&self, bank: &Bank) -> Result<()> {
+        for recipe in self.recipes.values() {
+            let text = serde_json::to_string_pretty(recipe)
+                .map_err(|e| Error::backend("recipe", e))?;
+            bank.keep_recipe(&recipe.hash()?, &text)?;
+        }
+        Ok(())
     }
 
     /// The model.
@@ -164,6 +182,9 @@ impl Maker for ModelMaker {
             recipes: self.recipes.clone(),
             model: self.generator.model().id.name.clone(),
             weights: self.generator.model().id.weights.clone(),
+            device: device_kind(self.generator.model().device),
+            dtype: dtype_name(self.generator.model().kind),
+            threads: tch::get_num_threads().max(0) as u32,
         })
     }
 
@@ -178,6 +199,9 @@ struct ModelFinisher {
     recipes: HashMap<u32, Recipe>,
     model: String,
     weights: String,
+    device: &'static str,
+    dtype: &'static str,
+    threads: u32,
 }
 
 impl Finisher for ModelFinisher {
@@ -187,13 +211,20 @@ impl Finisher for ModelFinisher {
             .label(recipe_for(&self.recipes, regions)?, canvases, denoised)
     }
 
-    fn record(&self, bank: &Bank, mosaic: &Mosaic) -> Result<MosaicRecord> {
+    fn record(&self, bank: &Bank, canvas: &Canvas, mosaic: &Mosaic) -> Result<MosaicRecord> {
         // The recipe's hash is in the provenance, also after the picture was cut.
         let recipe = match mosaic.instances.first() {
             Some(i) => i.provenance.recipe.clone(),
             None => recipe_for(&self.recipes, mosaic.regions.len())?.hash()?,
         };
-        record_of(bank, mosaic, &self.model, &self.weights, &recipe)
+        let maker = MadeBy {
+            model: &self.model,
+            weights: &self.weights,
+            device: self.device,
+            dtype: self.dtype,
+            threads: self.threads,
+        };
+        record_of(bank, canvas, mosaic, maker, &recipe)
     }
 }
 
@@ -220,16 +251,31 @@ pub fn mirror(canvas: &mut Canvas, [across, down]: [bool; 2]) {
     }
 }
 
-/// A finished mosaic as the bank keeps it. Recipe, seed and the regions' boxes and prompts are all
-/// that its pixels are a function of, besides the weights.
+/// What made a mosaic.
+#[derive(Debug, Clone, Copy)]
+pub struct MadeBy<'a> {
+    /// Name of the model directory (or hub id).
+    pub model: &'a str,
+    /// SHA-256 over the weights files, hex.
+    pub weights: &'a str,
+    /// `cpu` or `cuda`.
+    pub device: &'a str,
+    /// Type of the weights in memory: `float32`, ...
+    pub dtype: &'a str,
+    /// Threads that the CPU computes with.
+    pub threads: u32,
+}
+
+/// A finished mosaic, made of `canvas`, as the bank keeps it. Recipe (its hash is `recipe`), seed
+/// and the canvas's regions are all that its pixels are a function of, besides the weights.
 ///
 /// # Errors
 /// [`Error::UnknownCategory`] for a category that the bank does not have.
 pub fn record_of(
     bank: &Bank,
+    canvas: &Canvas,
     mosaic: &Mosaic,
-    model: &str,
-    weights: &str,
+    maker: MadeBy<'_>,
     recipe: &str,
 ) -> Result<MosaicRecord> {
     let regions = mosaic
@@ -237,6 +283,7 @@ pub fn record_of(
         .iter()
         .map(|r| {
             Ok(Region {
+                way: way(canvas, mosaic, r)?,
                 bbox: r.bbox,
                 prompt: r.subject.prompt.clone(),
                 category: bank.category(&r.category)?,
@@ -269,16 +316,85 @@ pub fn record_of(
         })
         .collect::<Result<_>>()?;
     Ok(MosaicRecord {
-        id: MosaicRecord::id_of(recipe, weights, mosaic.seed),
+        id: MosaicRecord::id_of(recipe, maker.weights, mosaic.seed),
         size: mosaic.size,
         image: mosaic.rgb.clone(),
         regions,
         instances,
-        model: model.to_owned(),
-        weights: weights.to_owned(),
+        model: maker.model.to_owned(),
+        weights: maker.weights.to_owned(),
         recipe: recipe.to_owned(),
         seed: mosaic.seed,
+        making: Some(Making {
+            canvas: canvas.size,
+            window: mosaic.window,
+            regions: canvas.regions.iter().map(planned).collect(),
+            device: maker.device.to_owned(),
+            dtype: maker.dtype.to_owned(),
+            threads: maker.threads,
+            pixels: way::fingerprint(&mosaic.rgb, mosaic.size),
+        }),
     })
+}
+
+fn planned(region: &crate::mosaic::Region) -> Planned {
+    let subject = &region.subject.span;
+    Planned {
+        bbox: region.bbox,
+        own: region.own,
+        category: region.category.clone(),
+        prompt: region.subject.prompt.clone(),
+        subject: [subject.start as u32, subject.end as u32],
+        guidance: region.guidance,
+    }
+}
+
+/// The canvas that [`record_of`] wrote down.
+///
+/// # Errors
+/// [`Error::Value`] when a subject lies outside its prompt.
+pub fn canvas_of(making: &Making, seed: u64) -> Result<Canvas> {
+    let regions = making
+        .regions
+        .iter()
+        .map(|r| {
+            let [start, end] = r.subject.map(|at| at as usize);
+            Ok(crate::mosaic::Region {
+                bbox: r.bbox,
+                own: r.own,
+                category: r.category.clone(),
+                subject: Subject::at(&r.prompt, start..end)?,
+                guidance: r.guidance,
+                noise_seed: None,
+                image: None,
+            })
+        })
+        .collect::<Result<_>>()?;
+    Ok(Canvas {
+        size: making.canvas,
+        regions,
+        seed,
+    })
+}
+
+/// How a region came to its verdict; nothing where its attention was not read.
+fn way(canvas: &Canvas, mosaic: &Mosaic, region: &RegionResult) -> Result<Option<Way>> {
+    let Some(mask) = &region.mask else {
+        return Ok(None);
+    };
+    let (x, y) = (mosaic.window.x0, mosaic.window.y0);
+    // A picture that was cut holds whole own parts, and regions are numbered anew.
+    let planned = canvas
+        .regions
+        .iter()
+        .position(|p| [p.own.x0, p.own.y0] == [region.own.x0 + x, region.own.y0 + y]);
+    Ok(Some(Way {
+        planned: planned.unwrap_or_default() as u32,
+        own: region.own,
+        attention: AttentionMap::shrink(&region.attention, mask.size())?,
+        threshold: region.threshold,
+        refined: Rle::encode(mask)?,
+    }))
 }
 
 /// The description of a bank for the categories of `table`.

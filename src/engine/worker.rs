@@ -700,7 +700,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
             }
         };
         let mut records = Vec::with_capacity(mosaics.len());
-        for mosaic in &mosaics {
+        for (canvas, mosaic) in job.canvases.iter().zip(&mosaics) {
             if let Some(problem) = &mosaic.problem {
                 tracing::warn!("mosaic of seed {} dropped: {problem}", mosaic.seed);
                 shared.pulse.set(|b| b.drop_seed(mosaic.seed));
@@ -708,7 +708,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
             if mosaic.problem.is_some() || mosaic.instances.is_empty() {
                 continue;
             }
-            match finisher.record(shared.bank, mosaic).and_then(|r| {
+            match finisher.record(shared.bank, canvas, mosaic).and_then(|r| {
                 r.validate(shared.bank.categories().len())?;
                 Ok(r)
             }) {

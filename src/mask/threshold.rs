@@ -65,6 +65,10 @@ pub fn otsu(values: impl IntoIterator<Item = u8>) -> u8 {
     best
 }
 
+fn eight_bit(value: &f32) -> u8 {
+    (value * 255.0) as u8
+}
+
 impl Threshold {
     /// Checks the value.
     ///
@@ -78,6 +82,14 @@ impl Threshold {
                 v,
             )),
             _ => Ok(()),
+        }
+    }
+
+    /// The value above which `map` (0..1) is foreground: Otsu's on the 8-bit map, or the fixed one.
+    pub fn level(&self, map: &[f32]) -> f32 {
+        match self {
+            Self::Otsu => f32::from(otsu(map.iter().map(eight_bit))) / 255.0,
+            Self::Fixed(level) => *level,
         }
     }
 
@@ -98,7 +110,6 @@ impl Threshold {
         if let Some(v) = map.iter().find(|v| !(0.0..=1.0).contains(*v)) {
             return Err(Error::value("attention map", "values within 0..1", v));
         }
-        let eight_bit = |v: &f32| (v * 255.0) as u8;
         let data = match self {
             Self::Otsu => {
                 let t = otsu(map.iter().map(eight_bit));

@@ -27,6 +27,8 @@ pub struct RegionResult {
     pub category: String,
     /// Attention map of the region's size, row-major, 0..1; empty without capture.
     pub attention: Vec<f32>,
+    /// Attention above this is the first mask, 0..1; 0 without capture.
+    pub threshold: f32,
     /// Refined mask of the region's size, before the filter; `None` without capture.
     pub mask: Option<BinaryMask>,
     /// Kept, or why not.
@@ -44,6 +46,8 @@ pub struct Mosaic {
     pub size: Size,
     /// Row-major RGB.
     pub rgb: Vec<u8>,
+    /// The part of the canvas that it shows: all of it, unless the recipe crops.
+    pub window: PixelBox,
     /// All regions.
     pub regions: Vec<RegionResult>,
     /// What is kept.
@@ -132,6 +136,7 @@ pub(super) fn label(
         seed: canvas.seed,
         size: canvas.size,
         rgb: denoised.rgb,
+        window: PixelBox::new(0, 0, canvas.size.width, canvas.size.height),
         regions: Vec::with_capacity(canvas.regions.len()),
         instances: Vec::new(),
         problem: denoised.problem,
@@ -145,6 +150,7 @@ pub(super) fn label(
             guidance: region.guidance,
             category: region.category.clone(),
             attention: Vec::new(),
+            threshold: 0.0,
             mask: None,
             verdict: Verdict::NoAttention,
         };
@@ -201,6 +207,7 @@ fn examine(
     let maps: Vec<(Size, &[f32])> =
         levels.iter().map(|l| (l.size, l.data.as_slice())).collect();
     result.attention = aggregate(&maps, size)?;
+    result.threshold = recipe.threshold.level(&result.attention);
     let mut mask = recipe.threshold.apply(&result.attention, size)?;
     if let Some(refine) = &recipe.refine {
         let guide = cut(&mosaic.rgb, mosaic.size, region.bbox);
@@ -282,6 +289,7 @@ fn crop_to_good(mosaic: &mut Mosaic) -> Result<()> {
     }
     mosaic.rgb = cut(&mosaic.rgb, mosaic.size, window);
     mosaic.size = window.size();
+    mosaic.window = window;
     mosaic.regions.retain(|r| r.own.intersect(window) == r.own);
     mosaic
         .instances

@@ -20,5 +20,5 @@ pub use generator::{
 };
 pub use label::{Mosaic, RegionResult};
 pub use layout::{Layout, Part};
-pub use model::{Model, ModelId, parse_device, parse_dtype};
+pub use model::{Model, ModelId, device_kind, dtype_name, parse_device, parse_dtype};
 pub use prompt::Subject;

@@ -67,6 +67,23 @@ pub fn parse_dtype(name: &str) -> Result<Kind> {
     }
 }
 
+/// `cpu` or `cuda`: what decides a mosaic's last digits.
+pub const fn device_kind(device: Device) -> &'static str {
+    match device {
+        Device::Cpu => "cpu",
+        _ => "cuda",
+    }
+}
+
+/// The name that [`parse_dtype`] takes.
+pub const fn dtype_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Half => "float16",
+        Kind::BFloat16 => "bfloat16",
+        _ => "float32",
+    }
+}
+
 /// What provenance says of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelId {

@@ -52,6 +52,25 @@ impl Subject {
         })
     }
 
+    /// A prompt with the subject's characters in it, as they were written down.
+    ///
+    /// # Errors
+    /// [`Error::Value`] when they are none, or not within the prompt.
+    pub fn at(prompt: &str, span: Range<usize>) -> Result<Self> {
+        let length = prompt.chars().count();
+        if span.is_empty() || span.end > length {
+            return Err(Error::value(
+                "subject",
+                format!("a range within the prompt's {length} characters"),
+                format!("{span:?}"),
+            ));
+        }
+        Ok(Self {
+            prompt: prompt.to_owned(),
+            span,
+        })
+    }
+
     /// A free prompt with the first whole-word occurrence of `subject` in it; without a subject,
     /// the whole prompt is it.
     ///

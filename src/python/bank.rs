@@ -476,6 +476,7 @@ impl PyBank {
                     category: self.index(&field(r, "category")?)?,
                     verdict: optional(r, "verdict")?
                         .unwrap_or_else(|| crate::bank::format::KEPT.to_string()),
+                    way: None,
                 });
             }
         }
@@ -517,6 +518,7 @@ impl PyBank {
                         prompt: String::new(),
                         category,
                         verdict: crate::bank::format::KEPT.into(),
+                        way: None,
                     });
                 }
                 (0..rles.len() as u32).collect()
@@ -553,6 +555,7 @@ impl PyBank {
             weights,
             recipe,
             seed,
+            making: None,
         })
     }
 

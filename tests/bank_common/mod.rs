@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use mosaicbank::bank::way::{AttentionMap, Making, Way, fingerprint};
 use mosaicbank::bank::{
     Bank, BankInfo, Category, Codec, Limits, MosaicInstance, MosaicRecord, Region,
 };
@@ -71,6 +72,14 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
             prompt: format!("a photo of a single thing_{}", category + 1),
             category,
             verdict: mosaicbank::bank::format::KEPT.into(),
+            way: (seed % 2 == 0).then(|| Way {
+                planned: i as u32,
+                own: PixelBox::new(i as u32 * half, 0, (i as u32 + 1) * half, h),
+                attention: AttentionMap::shrink(&vec![0.5; size.area() as usize], size)
+                    .unwrap(),
+                threshold: 0.4,
+                refined: Rle::empty(size).unwrap(),
+            }),
         })
         .collect();
     let instances = [left, right]
@@ -86,6 +95,15 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
             region: i as u32,
         })
         .collect();
+    let making = Making {
+        canvas: size,
+        window: PixelBox::new(0, 0, size.width, size.height),
+        regions: Vec::new(),
+        device: "cpu".into(),
+        dtype: "float32".into(),
+        threads: 1,
+        pixels: fingerprint(&image, size),
+    };
     MosaicRecord {
         id: MosaicRecord::id_of("recipe", "weights", seed),
         size,
@@ -96,5 +114,6 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
         weights: "weights".into(),
         recipe: "recipe".into(),
         seed,
+        making: (seed % 2 == 0).then_some(making),
     }
 }
