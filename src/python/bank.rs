@@ -297,7 +297,10 @@ impl BankMosaic {
         PyArray1::from_iter(py, self.record.instances.iter().map(|i| i.area as i64))
     }
 
-    /// The regions: dictionaries with ``box``, ``prompt``, ``category`` (index), ``verdict``.
+    /// The regions: dictionaries with ``box``, ``prompt``, ``category`` (index), ``verdict``;
+    /// those that an engine made also have ``own`` (the part that the instance may lie in),
+    /// ``attention`` (``uint8 [h, w]``, at most 32 x 32 cells), ``threshold`` (0..1) and
+    /// ``refined`` (the mask before the filter, as RLE of the region's size).
     #[getter]
     fn regions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
@@ -307,6 +310,14 @@ impl BankMosaic {
             dict.set_item("prompt", &r.prompt)?;
             dict.set_item("category", r.category)?;
             dict.set_item("verdict", &r.verdict)?;
+            if let Some(way) = &r.way {
+                let levels = way.attention.levels().to_vec();
+                let levels = plane_array(py, way.attention.size(), levels)?;
+                dict.set_item("own", <[u32; 4]>::from(way.own))?;
+                dict.set_item("attention", levels)?;
+                dict.set_item("threshold", way.threshold)?;
+                dict.set_item("refined", rle_dict(py, &way.refined)?)?;
+            }
             list.append(dict)?;
         }
         Ok(list)
