@@ -11,6 +11,8 @@ use crate::error::Result;
 
 /// Copy a bank without its free space and without damaged records
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  \
+    mosaicbank compact bank/ smaller/")]
 pub struct CompactArgs {
     /// The bank's directory; it is only read
     bank: PathBuf,

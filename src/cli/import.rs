@@ -23,6 +23,10 @@ const BATCH: usize = 64;
 /// when it does not exist.
 #[derive(Debug, Clone, Args)]
 #[command(group = ArgGroup::new("source").required(true).args(["annotations", "pool", "mosaics"]))]
+#[command(after_help = "Examples:\n  \
+    mosaicbank import --bank bank/ --annotations train.json --images train2017/\n  \
+    mosaicbank import --bank bank/ --pool instance_pools.json --categories lvis_v1_train.json\n  \
+    mosaicbank import --bank bank/ --mosaics out/")]
 pub struct ImportArgs {
     /// The bank's directory
     #[arg(long, value_name = "DIR")]

@@ -9,6 +9,8 @@ use crate::error::Result;
 
 /// Merge exported mosaics into a training annotation file
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  \
+    mosaicbank merge --train lvis_v1_train.json --synthetic out/annotations.json --out all.json")]
 pub struct MergeArgs {
     /// The training set's annotation file
     #[arg(long, value_name = "JSON")]

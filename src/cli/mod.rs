@@ -171,3 +171,63 @@ fn needs_engine(command: &str, args: &NeedsEngine) -> Error {
          (`pip install 'torch==2.11.*'`, then install mosaicbank again)",
     )
 }
+
+// The engine's commands are placeholders without it.
+#[cfg(all(test, feature = "engine"))]
+mod tests {
+    use std::path::Path;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The words of the commands in a text: lines that begin with the program's name (or with
+    /// `... -m` before it), joined where they end in a backslash.
+    fn commands(text: &str) -> Vec<Vec<String>> {
+        let joined = text.replace("\\\n", " ");
+        joined
+            .lines()
+            .filter_map(|line| {
+                let line = line.split(" #").next()?.trim();
+                let at = line.find("mosaicbank ")?;
+                let alone = at == 0 || line[..at].ends_with(" -m ");
+                let words = line[at..].split_whitespace().filter(|w| *w != "...");
+                alone.then(|| words.map(|w| w.replace('\'', "")).collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_commands_in_the_documents_are_those_of_the_command_line() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut files = vec![root.join("README.md")];
+        let guides = std::fs::read_dir(root.join("configs/guides")).unwrap();
+        files.extend(guides.map(|e| e.unwrap().path()));
+        let mut seen = 0;
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let blocks: String = text.split("```").skip(1).step_by(2).collect();
+            for words in commands(&blocks) {
+                if let Err(e) = Cli::try_parse_from(&words) {
+                    panic!("{}: {words:?}: {e}", file.display());
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen > 15, "{seen}");
+    }
+
+    #[test]
+    fn every_command_has_examples_that_it_takes() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string);
+            let found = commands(&help.unwrap_or_default());
+            assert!(!found.is_empty(), "{} has no example", command.get_name());
+            for words in found {
+                if let Err(e) = Cli::try_parse_from(&words) {
+                    panic!("{words:?}: {e}");
+                }
+            }
+        }
+    }
+}

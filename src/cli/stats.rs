@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 
 /// Show what is in a bank and what training asks of it
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:\n  \
+    mosaicbank stats bank/\n  \
+    mosaicbank stats bank/ --json --all")]
 pub struct StatsArgs {
     /// The bank's directory
     bank: PathBuf,

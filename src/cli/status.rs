@@ -22,6 +22,9 @@ const LOG_EVERY: u32 = 10;
 
 /// Show the engines of a bank, its stock, and what trainers ask for
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    mosaicbank status --bank bank/ --watch\n  \
+    mosaicbank status --bank bank/ --pause")]
 pub struct StatusArgs {
     /// The bank's directory
     #[arg(long, value_name = "DIR")]

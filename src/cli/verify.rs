@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 
 /// Check every record of a bank and name the damaged ones
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "Example:\n  \
+    mosaicbank verify bank/")]
 pub struct VerifyArgs {
     /// The bank's directory
     bank: PathBuf,
