@@ -76,13 +76,13 @@ pub struct ExportArgs {
 /// Where mosaics come from.
 enum Source<'a> {
     Folder(&'a Path),
-    Bank(Bank),
+    Bank(Box<Bank>),
 }
 
 impl<'a> Source<'a> {
     fn open(path: &'a Path) -> Result<Self> {
         Ok(if export_bank::is_bank(path) {
-            Self::Bank(Bank::open(path)?)
+            Self::Bank(Box::new(Bank::open(path)?))
         } else {
             Self::Folder(path)
         })

@@ -166,7 +166,7 @@ fn instance_tile(instance: &InstanceRecord, args: &ShowArgs) -> Result<RgbImage>
     }
     for ((x, y, pixel), alpha) in picture.enumerate_pixels_mut().zip(&instance.alpha) {
         if *alpha <= FOREGROUND {
-            let dark = (x / CHECK + y / CHECK) % 2 == 0;
+            let dark = (x / CHECK + y / CHECK).is_multiple_of(2);
             *pixel = Rgb([CHECKS[usize::from(!dark)]; 3]);
         }
     }
