@@ -53,7 +53,7 @@ pub fn rectangle(size: Size, b: PixelBox) -> Rle {
 pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
     let (h, w) = (size.height, size.width);
     let half = w / 2;
-    let image = (0..h * w)
+    let image: Vec<u8> = (0..h * w)
         .flat_map(|i| {
             let v = (u64::from(i) * 7 + seed * 31) as u32;
             [v as u8, (v >> 3) as u8, (v >> 6) as u8]
