@@ -72,7 +72,7 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
             prompt: format!("a photo of a single thing_{}", category + 1),
             category,
             verdict: mosaicbank::bank::format::KEPT.into(),
-            way: (seed % 2 == 0).then(|| Way {
+            way: seed.is_multiple_of(2).then(|| Way {
                 planned: i as u32,
                 own: PixelBox::new(i as u32 * half, 0, (i as u32 + 1) * half, h),
                 attention: AttentionMap::shrink(&vec![0.5; size.area() as usize], size)
@@ -114,6 +114,6 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
         weights: "weights".into(),
         recipe: "recipe".into(),
         seed,
-        making: (seed % 2 == 0).then_some(making),
+        making: seed.is_multiple_of(2).then_some(making),
     }
 }
