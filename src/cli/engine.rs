@@ -116,10 +116,12 @@ pub(super) fn run(args: &EngineArgs, context: &Context) -> Result<()> {
         };
     let work = Work::start(&args.make, context, &args.bank, "engine")?;
     work.run(|maker_of, work| {
-        let wanted = needs::choose(&work.bank, &args.categories)?;
+        let drawable = work.drawable()?;
+        let wanted = needs::choose(&work.bank, &args.categories, &drawable)?;
         let maker = maker_of()?;
         let id = work.pulse.set(|b| b.id.clone());
-        let mut source = OnDemand::new(&work.bank, wanted, args.target, work.odds, &id);
+        let mut source = OnDemand::new(&work.bank, wanted, args.target, work.odds, &id)
+            .with_drawable(drawable);
         let mut seeds = Seeds::new(work.bank.path(), args.make.seed);
         tracing::info!("engine {id} feeds {}", work.bank.path().display());
         let mut settings = work.settings;
@@ -215,6 +217,16 @@ impl<'a> Work<'a> {
         let out = work(&|| self.load(), self);
         self.pulse.end(&out);
         out
+    }
+
+    /// See [`needs::drawable`].
+    pub(super) fn drawable(&self) -> Result<Vec<bool>> {
+        let path = self.model.join(MODEL_CATEGORIES);
+        let table = path
+            .is_file()
+            .then(|| CategoryTable::read(&path))
+            .transpose()?;
+        Ok(needs::drawable(&self.bank, table.as_ref()))
     }
 
     pub(super) fn control(&self) -> Control<'static> {

@@ -69,7 +69,7 @@ pub(super) fn run(args: &PrewarmArgs, context: &Context) -> Result<()> {
     let work = Work::start(&args.make, context, &dir, "prewarm")?;
     work.run(|maker_of, work| {
         let _only = only_one(&work.bank)?;
-        let wanted = needs::choose(&work.bank, &args.categories)?;
+        let wanted = needs::choose(&work.bank, &args.categories, &work.drawable()?)?;
         let mut goals = vec![0; work.bank.categories().len()];
         for (&c, goal) in wanted
             .iter()

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::plan::Need;
 use crate::bank::{Bank, Category, Demand, Kind};
+use crate::dataset::CategoryTable;
 use crate::error::{Error, Result};
 
 /// Training images of a category of each frequency, where only the frequency is known: about the
@@ -44,11 +45,19 @@ pub fn rarity(category: &Category) -> f64 {
     (RARE_IMAGES / images).sqrt()
 }
 
-/// Which categories are meant: `all`, `rare`, `common`, `frequent`, or names.
+/// Which categories of the bank the model can draw: those of its own table where it has one, else
+/// all. From other names a small model draws shapes without meaning.
+pub fn drawable(bank: &Bank, model: Option<&CategoryTable>) -> Vec<bool> {
+    let known = |name: &str| model.is_none_or(|table| table.get(name).is_ok());
+    bank.categories().iter().map(|c| known(&c.name)).collect()
+}
+
+/// Which categories are meant: `all`, `rare`, `common`, `frequent`, or names. Of the groups those
+/// that are not [`drawable`] are left out, with a warning.
 ///
 /// # Errors
-/// [`Error::UnknownCategory`]; [`Error::Value`] when none is left.
-pub fn choose(bank: &Bank, words: &[String]) -> Result<Vec<u32>> {
+/// [`Error::UnknownCategory`]; [`Error::Value`] when a name is not drawable, or none is left.
+pub fn choose(bank: &Bank, words: &[String], drawable: &[bool]) -> Result<Vec<u32>> {
     let mut chosen = vec![false; bank.categories().len()];
     for word in words.iter().map(|w| w.trim()).filter(|w| !w.is_empty()) {
         let band = match word {
@@ -63,9 +72,31 @@ pub fn choose(bank: &Bank, words: &[String]) -> Result<Vec<u32>> {
             for (chosen, category) in chosen.iter_mut().zip(bank.categories()) {
                 *chosen |= category.frequency.as_deref() == Some(band);
             }
-        } else if let Some(chosen) = chosen.get_mut(bank.category(word)? as usize) {
-            *chosen = true;
+        } else {
+            let at = bank.category(word)? as usize;
+            if drawable.get(at) == Some(&false) {
+                return Err(Error::value(
+                    format!("category {word:?}"),
+                    "one that the model was trained on (its categories.json)",
+                    "another one",
+                ));
+            }
+            if let Some(chosen) = chosen.get_mut(at) {
+                *chosen = true;
+            }
         }
+    }
+    let meant = chosen.iter().filter(|c| **c).count();
+    for (chosen, drawable) in chosen.iter_mut().zip(drawable) {
+        *chosen &= drawable;
+    }
+    let left = chosen.iter().filter(|c| **c).count();
+    if left < meant {
+        tracing::warn!(
+            "{} of {meant} categories are left out: the model was not trained on them (its \
+             categories.json)",
+            meant - left
+        );
     }
     let found: Vec<u32> = (0..)
         .zip(chosen)
@@ -219,6 +250,7 @@ impl Needs {
                 *need = Need {
                     missing: self.target.saturating_sub(there),
                     weight: get(&self.rarity) * get(&demand) * feedback,
+                    barred: false,
                 };
             }
         }
@@ -314,10 +346,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let bank = bank(dir.path(), &[Some("r"), Some("f"), Some("r"), None]);
         let choose = |words: &[&str]| {
-            super::choose(
-                &bank,
-                &words.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            )
+            let words: Vec<_> = words.iter().map(ToString::to_string).collect();
+            super::choose(&bank, &words, &drawable(&bank, None))
         };
         assert_eq!(choose(&["rare"]).unwrap(), [0, 2]);
         assert_eq!(choose(&["all"]).unwrap(), [0, 1, 2, 3]);
@@ -325,6 +355,14 @@ mod tests {
         let error = choose(&["common"]).unwrap_err().to_string();
         assert!(error.contains("rare"), "{error}");
         assert!(choose(&["c9"]).is_err());
+        let table = CategoryTable::from_names(["c1", "c4"]).unwrap();
+        let only = drawable(&bank, Some(&table));
+        assert_eq!(only, [true, false, false, true]);
+        let of = |word: &str| super::choose(&bank, &[word.to_owned()], &only);
+        assert_eq!(of("all").unwrap(), [0, 3]);
+        assert_eq!(of("rare").unwrap(), [0]);
+        assert!(of("frequent").is_err());
+        assert!(of("c3").unwrap_err().to_string().contains("trained"));
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Need {
     pub missing: u64,
     /// Rarity x demand x feedback; at least 0.
     pub weight: f64,
+    /// Never shown, not beside others either.
+    pub barred: bool,
 }
 
 impl Need {
@@ -182,7 +184,7 @@ fn another(
     chosen: &[usize],
     draw: &mut impl Rng,
 ) -> Option<usize> {
-    let free = |i: usize| !chosen.contains(&i);
+    let free = |i: usize| !chosen.contains(&i) && !needs.get(i).is_some_and(|n| n.barred);
     let deficit = |(i, n): (usize, &Need)| if free(i) { n.deficit() } else { 0.0 };
     let total: f64 = needs.iter().enumerate().map(deficit).sum();
     let (of_short, of_all) = match (others, total > 0.0) {
@@ -228,6 +230,7 @@ mod tests {
             .map(|&missing| Need {
                 missing,
                 weight: 1.0,
+                barred: false,
             })
             .collect()
     }
@@ -273,6 +276,7 @@ mod tests {
             *need = Need {
                 missing: 1000,
                 weight: 1.0,
+                barred: false,
             };
         }
         let mut draw = keyed(1, "t", 0);
@@ -290,6 +294,14 @@ mod tests {
         let seen: std::collections::BTreeSet<u32> =
             batch.mosaics.concat().into_iter().collect();
         assert!(seen.len() > 45, "{seen:?}");
+        for need in &mut all[4..30] {
+            need.barred = true;
+        }
+        let batch = next_batch(&all, only(2), Others::All, 2000, &mut draw).unwrap();
+        let seen: std::collections::BTreeSet<u32> =
+            batch.mosaics.concat().into_iter().collect();
+        assert!(seen.iter().all(|c| !(4..30).contains(c)), "{seen:?}");
+        assert!(seen.len() > 20, "{seen:?}");
     }
 
     #[test]

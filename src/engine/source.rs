@@ -24,6 +24,8 @@ pub struct OnDemand {
     target: u64,
     odds: Odds,
     draw: ChaCha8Rng,
+    /// What the model can draw.
+    drawable: Vec<bool>,
     /// Failures in a row.
     fails: Vec<u32>,
     /// What the other engines of the bank are making.
@@ -42,12 +44,21 @@ impl OnDemand {
             target,
             odds,
             draw: rng::keyed(u64::from(std::process::id()), id, 0),
+            drawable: vec![true; n],
             fails: vec![0; n],
             elsewhere: vec![0; n],
             looked: None,
             own_id: id.to_owned(),
             outlook: Outlook::default(),
         }
+    }
+
+    /// Shows nothing else than what is drawable (see [`super::needs::drawable`]) beside the wanted
+    /// categories, either.
+    #[must_use]
+    pub fn with_drawable(mut self, drawable: Vec<bool>) -> Self {
+        self.drawable = drawable;
+        self
     }
 
     fn look_around(&mut self, bank: &Bank) {
@@ -78,6 +89,9 @@ impl Source for OnDemand {
             .map(|(a, b)| a + b)
             .collect();
         let mut needs = self.needs.needs(&coming);
+        for (need, drawable) in needs.iter_mut().zip(&self.drawable) {
+            need.barred = !drawable;
+        }
         for (need, fails) in needs.iter_mut().zip(&self.fails) {
             need.weight *= 0.5f64.powf((f64::from(*fails) / PATIENCE).floor().min(20.0));
         }
@@ -203,6 +217,7 @@ impl Source for Prewarm {
                 Need {
                     missing: of(&self.goals).saturating_sub(of(&self.stock) + of(coming)),
                     weight: if given_up { 0.0 } else { 1.0 },
+                    barred: false,
                 }
             })
             .collect();
