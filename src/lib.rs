@@ -21,6 +21,7 @@
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
 //! | [`engine`] | planner, worker, throttle, heartbeat | be needed by the trainer |
+//! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
 //! | [`cli`] | one file per subcommand | hold logic |
 //!
 //! `weights`, `text`, `diffusion` and `mosaic` exist with the cargo feature `engine` only, as does
@@ -59,6 +60,8 @@ pub mod sampler;
 pub mod paste;
 // New mosaics on demand, beside the training.
 pub mod engine;
+// A bank on one page, for people.
+pub mod report;
 // The command line.
 pub mod cli;
 // Thin Python bindings over all of it.

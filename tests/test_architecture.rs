@@ -39,6 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sampler", &["bank", "instance", "dataset"]),
     ("paste", &["bank", "instance", "mask"]),
     ("engine", &["*"]),
+    ("report", &["bank", "mask"]),
     ("cli", &["*"]),
     ("python", &["*"]),
 ];

@@ -350,6 +350,16 @@ impl MosaicRecord {
         frame(Kind::Mosaic, codec, self.size, &self.meta(), &masks, &image)
     }
 
+    /// The regions of a frame; its picture and masks are not decoded.
+    ///
+    /// # Errors
+    /// A message saying what is wrong with it.
+    pub fn decode_regions(bytes: &[u8]) -> Result<Vec<Region>, String> {
+        let f = Frame::parse(bytes)?;
+        f.expect(Kind::Mosaic)?;
+        Ok(f.meta::<MosaicMeta>()?.regions)
+    }
+
     /// Decodes a frame.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::format::{InstanceRecord, MosaicRecord};
+use super::format::{InstanceRecord, MosaicRecord, Region};
 use super::index::{self, Entry, Kind, Place, RecordId, Totals};
 use super::tree::{Root, Trees};
 use super::{Bank, env};
@@ -409,6 +409,14 @@ impl Bank {
     /// [`Error::Value`] when there is none, [`Error::Format`] when it is damaged.
     pub fn mosaic(&self, id: RecordId) -> Result<MosaicRecord> {
         self.record(Kind::Mosaic, id, MosaicRecord::decode)
+    }
+
+    /// The regions of one mosaic, whose picture is not decoded; not counted as a use.
+    ///
+    /// # Errors
+    /// As [`Bank::mosaic`].
+    pub fn regions(&self, id: RecordId) -> Result<Vec<Region>> {
+        self.record(Kind::Mosaic, id, MosaicRecord::decode_regions)
     }
 
     /// One instance by id, not counted as a use.

@@ -17,6 +17,7 @@ mod overlay;
 #[cfg(feature = "engine")]
 mod prewarm;
 mod progress;
+mod report;
 #[cfg(feature = "engine")]
 mod reproduce;
 mod show;
@@ -95,6 +96,7 @@ enum Command {
     Merge(merge::MergeArgs),
     Import(import::ImportArgs),
     Stats(stats::StatsArgs),
+    Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
     Compact(compact::CompactArgs),
 }
@@ -158,6 +160,7 @@ fn dispatch(command: Command, context: &Context) -> Result<()> {
         Command::Merge(args) => merge::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Compact(args) => compact::run(&args),
     }

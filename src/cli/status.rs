@@ -12,6 +12,7 @@ use crate::bank::Bank;
 use crate::engine::control::{PAUSE_FILE, set_paused};
 use crate::engine::heartbeat::{Heartbeat, now};
 use crate::error::{Error, Result};
+use crate::report::{EngineFacts, Moment};
 
 /// Columns of every line.
 const WIDTH: usize = 80;
@@ -104,6 +105,46 @@ fn state(engine: &Heartbeat) -> &'static str {
     } else {
         "dead"
     }
+}
+
+/// What the engines of a bank say of themselves, for its figures.
+pub(super) fn engine_facts(bank: &Bank) -> Result<Vec<EngineFacts>> {
+    let facts = |e: Heartbeat| {
+        let mut history = e.history.clone();
+        // The file itself is the last moment that is known of.
+        if history.last().is_some_and(|m| m.time < e.time) {
+            history.push(e.moment(e.time));
+        }
+        EngineFacts {
+            state: state(&e).into(),
+            started: e.started,
+            time: e.time,
+            target: e.target,
+            mosaics: e.mosaics,
+            instances: e.instances,
+            regions: e.regions,
+            rejected: e.rejected,
+            dropped: e.dropped,
+            mosaics_per_second: e.mosaics_per_second,
+            instances_per_second: e.instances_per_second,
+            history: history
+                .into_iter()
+                .map(|m| Moment {
+                    time: m.time,
+                    mosaics: m.mosaics,
+                    instances: m.instances,
+                    regions: m.regions,
+                    rejected: m.rejected,
+                })
+                .collect(),
+            id: e.id,
+            command: e.command,
+            model: e.model,
+            device: e.device,
+        }
+    };
+    let engines = Heartbeat::read_all(bank.path())?;
+    Ok(engines.into_iter().map(facts).collect())
 }
 
 fn as_json(bank: &Bank) -> Result<Value> {

@@ -22,7 +22,12 @@ const SILENCE: f64 = 15.0;
 const KEPT_FOR: f64 = 24.0 * 3600.0;
 /// Bytes of the file: it is filled up with spaces, so that it can be written over in place when
 /// the disk is full.
-const FILE_BYTES: usize = 8192;
+const FILE_BYTES: usize = 16_384;
+/// Moments that the history holds at most. When it is full every other one goes, and the next
+/// ones come half as often: it always covers the whole time.
+const MOMENTS: usize = 64;
+/// Seconds between the moments of a young engine.
+const FIRST_EVERY: f64 = 5.0;
 /// Seeds of dropped mosaics that are listed: the last ones.
 const LISTED_SEEDS: usize = 20;
 /// Rates are over this much of the past.
@@ -100,6 +105,41 @@ pub struct Stages {
     pub idle: f64,
 }
 
+/// How far an engine was at some moment; `[time, mosaics, instances, regions, rejected]` in the
+/// file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "(f64, u64, u64, u64, u64)", into = "(f64, u64, u64, u64, u64)")]
+pub struct Moment {
+    /// Seconds since 1970.
+    pub time: f64,
+    /// Mosaics written so far.
+    pub mosaics: u64,
+    /// Instances written so far.
+    pub instances: u64,
+    /// Regions made so far.
+    pub regions: u64,
+    /// Regions that gave no instance so far.
+    pub rejected: u64,
+}
+
+impl From<(f64, u64, u64, u64, u64)> for Moment {
+    fn from((time, mosaics, instances, regions, rejected): (f64, u64, u64, u64, u64)) -> Self {
+        Self {
+            time,
+            mosaics,
+            instances,
+            regions,
+            rejected,
+        }
+    }
+}
+
+impl From<Moment> for (f64, u64, u64, u64, u64) {
+    fn from(m: Moment) -> Self {
+        (m.time, m.mosaics, m.instances, m.regions, m.rejected)
+    }
+}
+
 /// All that is in the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -162,6 +202,8 @@ pub struct Heartbeat {
     pub missing: u64,
     /// Categories of the mosaics on their way, with how many of each.
     pub coming: Vec<(u32, u64)>,
+    /// How it got here, oldest first: a few moments over the whole time.
+    pub history: Vec<Moment>,
     /// Where the time went.
     pub stages: Stages,
     /// Most memory that the process has had, bytes.
@@ -206,6 +248,7 @@ impl Default for Heartbeat {
             stocked: 0,
             missing: 0,
             coming: Vec::new(),
+            history: Vec::new(),
             stages: Stages::default(),
             peak_memory: None,
             halved: 0,
@@ -282,6 +325,39 @@ impl Heartbeat {
         if self.dropped_seeds.len() > LISTED_SEEDS {
             self.dropped_seeds.remove(0);
         }
+    }
+
+    /// How far it is now.
+    pub const fn moment(&self, time: f64) -> Moment {
+        Moment {
+            time,
+            mosaics: self.mosaics,
+            instances: self.instances,
+            regions: self.regions,
+            rejected: self.rejected,
+        }
+    }
+
+    /// Adds how far it is at `time` (seconds since 1970) to the history, where that is due.
+    pub fn note(&mut self, time: f64) {
+        // From its own times, so that nothing else need be kept.
+        let every = match self.history.as_slice() {
+            [first, second, ..] => (second.time - first.time).max(FIRST_EVERY),
+            _ => FIRST_EVERY,
+        };
+        if self.history.last().is_some_and(|m| time - m.time < every) {
+            return;
+        }
+        if self.history.len() >= MOMENTS {
+            let mut i = 0;
+            self.history.retain(|_| {
+                i += 1;
+                i % 2 == 1
+            });
+            // The last that is left may now be too near.
+            return self.note(time);
+        }
+        self.history.push(self.moment(time));
     }
 
     /// Its file in the bank.
@@ -447,6 +523,31 @@ mod tests {
         beat.state = State::Failed;
         beat.write(dir.path()).unwrap();
         assert!(!Heartbeat::read(&beat.path(dir.path())).unwrap().is_alive());
+    }
+
+    #[test]
+    fn the_history_is_short_and_covers_the_whole_time() {
+        let mut beat = Heartbeat::new("engine");
+        let day = 24 * 3600;
+        for second in 0..day {
+            beat.mosaics = second / 10;
+            beat.note(1e9 + second as f64);
+            assert!(beat.history.len() <= MOMENTS);
+        }
+        assert!(beat.history.len() >= MOMENTS / 4, "{}", beat.history.len());
+        assert!((beat.history[0].time - 1e9).abs() < 1e-3);
+        let last = beat.history.last().unwrap();
+        assert!(last.time > 1e9 + 0.9 * day as f64, "{last:?}");
+        for pair in beat.history.windows(2) {
+            let rate =
+                (pair[1].mosaics - pair[0].mosaics) as f64 / (pair[1].time - pair[0].time);
+            assert!((rate - 0.1).abs() < 0.01, "{pair:?}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        beat.write(dir.path()).unwrap();
+        let file = beat.path(dir.path());
+        assert_eq!(std::fs::metadata(&file).unwrap().len(), FILE_BYTES as u64);
+        assert_eq!(Heartbeat::read(&file).unwrap().history, beat.history);
     }
 
     #[test]

@@ -197,6 +197,7 @@ impl Pulse {
         let mut now = self.set(|b| {
             b.mosaics_per_second = mosaics;
             b.instances_per_second = instances;
+            b.note(super::heartbeat::now());
             b.clone()
         });
         // A heartbeat that cannot be written is seen by its age; the work goes on.
