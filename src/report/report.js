@@ -94,8 +94,8 @@
     const words = element("span", { class: "words" }, `${number.format(i.area)} px, ${scores.join(", ")}`,
       element("small", {}, `${from}, ${used(i.uses)}`));
     const linked = byId.has(i.mosaic);
-    const attributes = linked ? { href: `#/mosaic/${i.mosaic}` } : { tabindex: "0", role: "group" };
-    return element("li", { class: "card" }, element(linked ? "a" : "div", attributes, shown, words));
+    const href = linked ? `#/mosaic/${i.mosaic}` : null;
+    return element("li", { class: "card" }, element(linked ? "a" : "div", { href }, shown, words));
   };
 
   // Fills a list piece by piece, as its end comes into view.
