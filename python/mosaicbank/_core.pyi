@@ -63,7 +63,7 @@ _Bytes = npt.NDArray[np.uint8]
 _Rng = Union[None, int, np.random.Generator, np.random.RandomState, random.Random, Any]
 _OneCategory = Union[str, int]
 _Blend = Literal["hard", "alpha", "gaussian", "poisson"]
-_MaskFormat = Literal["bool", "rle", "polygons"]
+_MaskFormat = Literal["bool", "rle", "polygons", "arrays"]
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line and return its exit status.

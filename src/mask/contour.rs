@@ -1,7 +1,7 @@
 //! Outlines of masks, along pixel edges.
 
-use super::Rle;
 use super::components::components;
+use super::{BinaryMask, Rle};
 
 /// Directions along pixel edges, clockwise on the screen: right, down, left, up.
 const STEPS: [(i64, i64); 4] = [(1, 0), (0, 1), (-1, 0), (0, -1)];
@@ -13,11 +13,29 @@ pub(super) fn outlines(rle: &Rle) -> Vec<Vec<f64>> {
         return Vec::new();
     };
     // Work on the tight box only; it lies within the mask, so the crop cannot fail.
-    let Ok(crop) = rle.crop(window) else {
-        return Vec::new();
-    };
-    let found = components(&crop.decode());
-    let size = crop.size();
+    rle.crop(window).map_or_else(
+        |_| Vec::new(),
+        |crop| outlines_of(&crop.decode(), (window.x0, window.y0)),
+    )
+}
+
+/// Area inside an outline, in square pixels.
+pub(crate) fn area(outline: &[f64]) -> f64 {
+    let (points, _) = outline.as_chunks::<2>();
+    let next = points.iter().cycle().skip(1);
+    let twice: f64 = points
+        .iter()
+        .zip(next)
+        .map(|(a, b)| a[0] * b[1] - a[1] * b[0])
+        .sum();
+    (twice / 2.0).abs()
+}
+
+/// As [`outlines`], of a mask whose corner is at `(x, y)`.
+pub(crate) fn outlines_of(mask: &BinaryMask, corner: (u32, u32)) -> Vec<Vec<f64>> {
+    let (dx0, dy0) = (i64::from(corner.0), i64::from(corner.1));
+    let found = components(mask);
+    let size = mask.size();
     let (h, w) = (i64::from(size.height), i64::from(size.width));
     found
         .items
@@ -52,8 +70,8 @@ pub(super) fn outlines(rle: &Rle) -> Vec<Vec<f64>> {
                     heading = (heading + 3) % 4;
                 }
                 if heading != turned_from {
-                    outline.push((x + i64::from(window.x0)) as f64);
-                    outline.push((y + i64::from(window.y0)) as f64);
+                    outline.push((x + dx0) as f64);
+                    outline.push((y + dy0) as f64);
                 }
                 if (x, y) == start && heading == 0 {
                     break;

@@ -1,9 +1,10 @@
 //! Objects on the image: masks inside their boxes, and what pasting takes away from them.
 
 use super::blend::Window;
+use super::exact_polygons;
 use crate::error::Result;
 use crate::geometry::{PixelBox, Size};
-use crate::mask::{BinaryMask, Rle};
+use crate::mask::{BinaryMask, Rle, contour};
 
 /// A mask inside its box: `u8 [box height, box width]`, row-major, 0 or 1, at least one 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +88,21 @@ impl Region {
     pub fn to_rle(&self, size: Size) -> Result<Rle> {
         let own = BinaryMask::from_vec(self.bbox.size(), self.data.clone())?;
         Rle::encode(&own)?.paste(size, i64::from(self.bbox.x0), i64::from(self.bbox.y0))
+    }
+
+    /// Polygons that give exactly this mask back (see [`exact_polygons`]), on an image of `size`.
+    ///
+    /// # Errors
+    /// When the size is beyond what an RLE may have.
+    pub fn to_polygons(&self, size: Size) -> Result<Vec<Vec<f64>>> {
+        let own = BinaryMask::from_vec(self.bbox.size(), self.data.clone())?;
+        let polygons = contour::outlines_of(&own, (self.bbox.x0, self.bbox.y0));
+        // Outlines fill holes: without one, and only then, the areas agree.
+        let filled: f64 = polygons.iter().map(|p| contour::area(p)).sum();
+        if filled == self.area as f64 {
+            return Ok(polygons);
+        }
+        exact_polygons(&self.to_rle(size)?)
     }
 
     /// Removes what `other` covers; says whether that was anything.

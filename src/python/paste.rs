@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mask::Rle;
 use crate::paste::{
-    Blend, Mode, Object, PasteOptions, Region, SizeRule, exact_polygons, paste as paste_on,
+    Blend, Mode, Object, PasteOptions, Region, SizeRule, paste as paste_on,
 };
 
 /// How masks come and go.
@@ -24,6 +24,8 @@ enum Format {
     Bool,
     Rle,
     Polygons,
+    /// Polygons as arrays: nothing is made of single numbers.
+    Arrays,
 }
 
 /// What came in, to be handed out again where nothing changed.
@@ -76,9 +78,10 @@ fn format_from(name: &str) -> Result<Format> {
         "bool" => Ok(Format::Bool),
         "rle" => Ok(Format::Rle),
         "polygons" => Ok(Format::Polygons),
+        "arrays" => Ok(Format::Arrays),
         other => Err(Error::value(
             "mask_format",
-            "'bool', 'rle' or 'polygons'",
+            "'bool', 'rle', 'polygons' or 'arrays'",
             other,
         )),
     }
@@ -215,7 +218,7 @@ fn size_rule(
 ///
 /// ``image``: uint8 [H, W, 3], not changed. ``masks``: bool [N, H, W], a list of RLE dictionaries, or a
 /// list of lists of polygons; they come back in that format, or in ``mask_format`` ("bool", "rle",
-/// "polygons"). ``boxes``: float [N, 4] (x0, y0, x1, y1), or ``None`` for the tight ones.
+/// "polygons", or "arrays": polygons as float64 arrays, those that nothing covers as they came). ``boxes``: float [N, 4] (x0, y0, x1, y1), or ``None`` for the tight ones.
 /// ``classes``: int64 [N], the indices of ``bank.categories``. ``rng``: None, an int, or a random
 /// generator; with the same bank and seed the result is the same.
 ///
@@ -369,11 +372,14 @@ fn paste<'py>(
             })?;
             array.into_any().unbind()
         }
-        Format::Rle | Format::Polygons => {
+        Format::Rle | Format::Polygons | Format::Arrays => {
+            // Polygons that nothing touched are handed back as they came.
+            let as_given = format == own_format
+                || (format == Format::Arrays && own_format == Format::Polygons);
             let list = PyList::empty(py);
             for (i, object) in objects.iter().enumerate().filter(|(_, o)| o.kept) {
                 if let (Given::List(items), false) = (&given, object.touched)
-                    && let Some(item) = items.get(i).filter(|_| format == own_format)
+                    && let Some(item) = items.get(i).filter(|_| as_given)
                 {
                     list.append(item)?;
                     continue;
@@ -381,16 +387,19 @@ fn paste<'py>(
                 let Some(region) = &object.region else {
                     continue;
                 };
-                let rle = region.to_rle(size)?;
                 if format == Format::Rle {
-                    list.append(rle_dict(py, &rle)?)?;
-                } else {
-                    let polygons = PyList::empty(py);
-                    for p in exact_polygons(&rle)? {
+                    list.append(rle_dict(py, &region.to_rle(size)?)?)?;
+                    continue;
+                }
+                let polygons = PyList::empty(py);
+                for p in region.to_polygons(size)? {
+                    if format == Format::Arrays {
+                        polygons.append(p.into_pyarray(py))?;
+                    } else {
                         polygons.append(p)?;
                     }
-                    list.append(polygons)?;
                 }
+                list.append(polygons)?;
             }
             list.into_any().unbind()
         }

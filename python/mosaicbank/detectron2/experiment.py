@@ -85,7 +85,9 @@ def config(options: argparse.Namespace, data: Material, arm: str, seed: int, ban
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (_TRAIN,), (_VAL,)
     cfg.MODEL.DEVICE = options.device
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.names)
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 224, 320
+    edge = options.short_edge
+    cfg.INPUT.MIN_SIZE_TRAIN = (edge * 6 // 7, edge, edge * 8 // 7)
+    cfg.INPUT.MIN_SIZE_TEST = edge
     cfg.SOLVER.MAX_ITER = options.iterations
     cfg.SOLVER.STEPS = (options.iterations * 3 // 4,)
     cfg.SOLVER.WARMUP_ITERS = options.iterations // 10
@@ -155,6 +157,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu", help="of the trainer")
     made.add_argument("--iterations", type=int, default=400)
     made.add_argument("--batch", type=int, default=4)
+    made.add_argument("--short-edge", type=int, default=224, help="of the pictures, in pixels")
     made.add_argument("--lr", type=float, default=0.01)
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--mix-ratio", type=float, default=0.1)
