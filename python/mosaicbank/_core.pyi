@@ -341,6 +341,7 @@ def paste(
     box_tolerance: float = 10.0,
     keep_area: int = 300,
     channels: Literal["rgb", "bgr"] = "rgb",
+    layout: Literal["hwc", "chw"] = "hwc",
     mask_format: Optional[_MaskFormat] = None,
 ) -> PasteResult:
     """Pastes bank instances on an image and updates its annotations."""

@@ -43,6 +43,8 @@ const VERSION: u8 = 2;
 const PLAIN_VERSION: u8 = 1;
 /// Most smaller pictures of an instance.
 const MAX_HALVINGS: usize = 3;
+/// A picture may be enlarged by 5 / 4 before the next larger one is decoded.
+const ENOUGH: (u32, u32) = (4, 5);
 /// A picture of fewer pixels is not halved: it is decoded in no time.
 const LEAST_HALVED: u64 = 32 * 32;
 const HEADER: usize = 32;
@@ -517,7 +519,7 @@ impl InstanceRecord {
         Self::decode_near(bytes, &mut |record| Some(record.size))
     }
 
-    /// Decodes a frame, with the smallest of its pictures that is as large as `want` says.
+    /// Decodes a frame, with the smallest of its pictures that is about as large as `want` says.
     ///
     /// `want` is given the record without its picture. What comes back has the chosen picture's
     /// `size`, `image` and `alpha`, and everything else as it was stored; when `want` gives `None`,
@@ -558,7 +560,8 @@ impl InstanceRecord {
         let mut chosen = 0;
         while chosen + 1 < pictures.len() {
             let next = half(record.size);
-            if next.height < wanted.height || next.width < wanted.width {
+            let enough = |have: u32, want: u32| have * ENOUGH.1 >= want * ENOUGH.0;
+            if !enough(next.height, wanted.height) || !enough(next.width, wanted.width) {
                 break;
             }
             record.alpha = halved::<1>(&record.alpha, record.size);
@@ -691,7 +694,8 @@ impl<'a> Frame<'a> {
             .filter(|_| smaller.len() <= MAX_HALVINGS)
             .ok_or("damaged lengths of the smaller pictures")?;
         let mut rest = self.image;
-        let lengths = std::iter::once(first as usize).chain(smaller.iter().map(|&n| n as usize));
+        let lengths =
+            std::iter::once(first as usize).chain(smaller.iter().map(|&n| n as usize));
         lengths
             .map(|n| {
                 let (picture, left) = rest.split_at_checked(n)?;
@@ -847,5 +851,108 @@ pub fn reseal(bytes: &mut [u8]) {
     let crc = checksum(bytes);
     if let Some(place) = bytes.get_mut(28..32) {
         place.copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A soft picture with a disk in it.
+    fn instance(size: Size) -> InstanceRecord {
+        let (h, w) = (f64::from(size.height), f64::from(size.width));
+        let pixels = || {
+            (0..size.height).flat_map(move |y| {
+                (0..size.width).map(move |x| (f64::from(y) / h, f64::from(x) / w))
+            })
+        };
+        let alpha: Vec<u8> = pixels()
+            .map(|(y, x)| 255 * u8::from((y - 0.5).hypot(x - 0.5) < 0.4))
+            .collect();
+        let image = pixels()
+            .flat_map(|(y, x)| [(200.0 * y) as u8, (200.0 * x) as u8, 90])
+            .collect();
+        let area = foreground(&alpha);
+        let id = InstanceRecord::id_of_pixels("thing", size, &alpha, &alpha);
+        InstanceRecord {
+            id,
+            category: 3,
+            size,
+            image,
+            alpha,
+            bbox: PixelBox::new(0, 0, size.width, size.height),
+            canvas: size,
+            area,
+            score: 0.5,
+            scores: BTreeMap::new(),
+            provenance: Provenance {
+                model: "m".into(),
+                weights: String::new(),
+                prompt: String::new(),
+                seed: 0,
+                recipe: String::new(),
+                mosaic: String::new(),
+                region: 0,
+            },
+        }
+    }
+
+    #[test]
+    fn a_smaller_picture_is_decoded_when_it_is_enough() {
+        let size = Size::new(201, 150);
+        let whole = instance(size);
+        for codec in [Codec::Jpeg, Codec::Qoi, Codec::Raw] {
+            let bytes = whole.encode(codec).unwrap();
+            let full = InstanceRecord::decode(&bytes).unwrap();
+            assert_eq!((full.size, &full.alpha), (size, &whole.alpha));
+            for (wanted, expected) in [
+                ((201, 150), (201, 150)),
+                ((127, 20), (201, 150)),
+                ((126, 20), (101, 75)),
+                ((60, 46), (51, 38)),
+                ((5, 5), (26, 19)),
+            ] {
+                let wanted = Size::new(wanted.0, wanted.1);
+                let near = InstanceRecord::decode_near(&bytes, &mut |r| {
+                    assert_eq!((r.size, r.area), (size, whole.area));
+                    Some(wanted)
+                })
+                .unwrap();
+                assert_eq!(near.size, Size::new(expected.0, expected.1), "{wanted:?}");
+                assert_eq!(near.area, whole.area);
+                // The same picture, only smaller.
+                let share = foreground(&near.alpha) as f64 / near.size.area() as f64;
+                let before = whole.area as f64 / size.area() as f64;
+                assert!((share - before).abs() < 0.03, "{share} {before}");
+                let reference = instance(near.size);
+                let off = near.image.iter().zip(&reference.image);
+                let most = off.map(|(a, b)| a.abs_diff(*b)).max();
+                assert!(most < Some(16), "{codec:?} {wanted:?} {most:?}");
+            }
+            let none = InstanceRecord::decode_near(&bytes, &mut |_| None).unwrap();
+            assert!(none.image.is_empty() && none.alpha.is_empty());
+        }
+    }
+
+    #[test]
+    fn smaller_pictures_survive_new_metadata_and_lies_are_refused() {
+        let whole = instance(Size::new(90, 70));
+        let bytes = whole.encode(Codec::Qoi).unwrap();
+        assert_eq!(bytes.get(5), Some(&VERSION));
+        let mut other = whole.clone();
+        other.category = 1;
+        let moved = with_meta_of_instance(&bytes, &other).unwrap();
+        let near = |b: &[u8]| InstanceRecord::decode_near(b, &mut |_| Some(Size::new(20, 20)));
+        let (a, b) = (near(&bytes).unwrap(), near(&moved).unwrap());
+        assert_eq!((&a.image, a.size), (&b.image, b.size));
+        assert_eq!((b.category, a.size), (1, Size::new(23, 18)));
+        // Lengths that are longer than the image.
+        let f = Frame::parse(&bytes).unwrap();
+        let lie = whole.meta(vec![u32::MAX, 1]);
+        let lie = frame((Kind::Instance, 2), f.codec, f.size, &lie, f.masks, f.image).unwrap();
+        assert!(near(&lie).unwrap_err().contains("lengths"));
+        // A small one has none, and is a frame as version 1 had it.
+        let small = instance(Size::new(20, 20)).encode(Codec::Qoi).unwrap();
+        assert_eq!(small.get(5), Some(&PLAIN_VERSION));
     }
 }

@@ -22,6 +22,7 @@ from typing import Any, Optional
 import numpy as np
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
+from PIL import Image
 
 import mosaicbank
 from mosaicbank.detectron2 import demo_data
@@ -31,8 +32,14 @@ from mosaicbank.detectron2.config import add_mosaic_config
 _DATASET = "mosaicbank_bench"
 
 
-def fill_bank(path: Path, categories: Sequence[dict[str, Any]], per_category: int = 4) -> None:
-    """A bank of made-up mosaics, 384 x 512, two objects of about a sixth of the area each."""
+def fill_bank(
+    path: Path,
+    categories: Sequence[dict[str, Any]],
+    pictures: Sequence[Path],
+    per_category: int = 4,
+) -> None:
+    """A bank of mosaics that are pictures of the training set, 384 x 512, with two masks of about a
+    sixth of the area each: what they show is as hard to decode as what a model makes."""
     bank = mosaicbank.Bank.create(path, categories, max_uses=0)
     rng = np.random.default_rng(0)
     ys, xs = np.mgrid[0:384, 0:512]
@@ -42,8 +49,8 @@ def fill_bank(path: Path, categories: Sequence[dict[str, Any]], per_category: in
         for c in range(start, min(start + 16, len(categories))):
             for _ in range(per_category):
                 seed += 1
-                coarse = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-                image = coarse.repeat(16, axis=0).repeat(16, axis=1)
+                with Image.open(pictures[seed % len(pictures)]) as picture:
+                    image = np.asarray(picture.convert("RGB").resize((512, 384)))
                 masks = []
                 for side in (0, 1):
                     cx, cy = 128 + 256 * side, 192
@@ -118,7 +125,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     demo_data.register(_DATASET, annotations)
     bank = options.out / f"bank-{os.getpid()}"
     table = json.loads(annotations.read_text())["categories"]
-    fill_bank(bank, [{"id": c["id"], "name": c["name"]} for c in table])
+    pictures = sorted((annotations.parent / "images").iterdir())
+    fill_bank(bank, [{"id": c["id"], "name": c["name"]} for c in table], pictures)
     cfg = config(options, bank)
     own = iter(
         build_detection_train_loader(

@@ -304,7 +304,6 @@ class Paster:
         tensor = sample["image"]
         instances = sample["instances"]
         array = tensor if tensor.dtype == torch.uint8 else tensor.round().clamp(0, 255).byte()
-        image = np.ascontiguousarray(array.numpy().transpose(1, 2, 0))
         boxes = instances.gt_boxes.tensor.numpy().astype(np.float32).reshape(-1, 4)
         old = instances.gt_masks if instances.has("gt_masks") else None
         given: Any
@@ -312,8 +311,8 @@ class Paster:
             given, mask_format = np.ascontiguousarray(old.tensor.numpy()), "bool"
         elif isinstance(old, PolygonMasks):
             given = [
-                _outline({"segmentation": [np.asarray(p).tolist() for p in ps]}, list(box))
-                for ps, box in zip(old.polygons, boxes)
+                _outline({"segmentation": polygons}, box)
+                for polygons, box in zip(old.polygons, boxes.tolist())
             ]
             mask_format = "arrays"
         elif old is None:
@@ -325,11 +324,12 @@ class Paster:
                 f"gt_masks: expected BitMasks or PolygonMasks, got {type(old).__name__}"
             )
         result = self._paste(
-            image,
+            np.ascontiguousarray(array.numpy()),
             given,
             boxes,
             seed,
             channels=self.image_format.lower(),
+            layout="chw",
             mask_format=mask_format,
         )
         pasted = self._pasted(result)
@@ -348,8 +348,7 @@ class Paster:
             if instances.has("gt_keypoints"):
                 points = [instances.gt_keypoints.tensor[kept], blank]
             target.gt_keypoints = Keypoints(torch.cat(points))
-        made = torch.from_numpy(np.ascontiguousarray(result.image.transpose(2, 0, 1)))
-        sample["image"] = made.to(tensor.dtype)
+        sample["image"] = torch.from_numpy(result.image).to(tensor.dtype)
         sample["instances"] = target
         if "sem_seg" in sample:
             self._semantic_after(sample, result, len(kept))
@@ -368,7 +367,7 @@ class Paster:
             if untouched and isinstance(old, PolygonMasks):
                 polygons.append(old.polygons[kept[place]])
             else:
-                polygons.append([np.asarray(p, dtype=np.float64) for p in mask])
+                polygons.append(mask)
         return PolygonMasks(polygons)
 
     def _semantic_after(self, sample: dict[str, Any], result: Any, first: int) -> None:
@@ -391,6 +390,4 @@ def _outline(annotation: Mapping[str, Any], box: Sequence[float]) -> Any:
     if isinstance(segmentation, Mapping):
         return segmentation if isinstance(segmentation, dict) else dict(segmentation)
     polygons = [p for p in segmentation or () if len(p) >= _TRIANGLE and len(p) % 2 == 0]
-    if not polygons:
-        return _rectangle(box)
-    return [p if isinstance(p, list) else np.asarray(p).tolist() for p in polygons]
+    return polygons or _rectangle(box)
