@@ -599,7 +599,8 @@ fn halved<const C: usize>(data: &[u8], size: Size) -> Vec<u8> {
         let below = if below.is_empty() { above } else { below };
         let mut to = to.chunks_exact_mut(C);
         let (mut a, mut b) = (above.chunks_exact(2 * C), below.chunks_exact(2 * C));
-        for ((to, a), b) in (&mut to).zip(&mut a).zip(&mut b) {
+        // `to` comes last: a zip takes from what comes first before it finds the end of the others.
+        for ((a, b), to) in (&mut a).zip(&mut b).zip(&mut to) {
             for c in 0..C {
                 let sum = u16::from(a[c]) + u16::from(a[c + C]);
                 let under = u16::from(b[c]) + u16::from(b[c + C]);
