@@ -240,6 +240,8 @@ def training(cfg: Any, options: argparse.Namespace) -> int:
         off, on = statistics.median(times["off"]), statistics.median(times["on"])
         print(f"{what:24} {1e3 * off:7.1f} ms without {1e3 * on:7.1f} ms with: {off / on:.1%} speed")
     for name in ("off", "on"):
+        positive = trainers[name].storage.history("roi_head/num_fg_samples").global_avg()
+        print(f"positive proposals per image, {name:3}: {positive:.1f}")
         whole, dirty = (own_mib(pids[name], kind) for kind in ("Private_", "Private_Dirty"))
         print(f"a worker, {name:3}: USS {whole:.0f} MiB, {dirty:.0f} MiB without files' pages")
     counts = loader.counts
