@@ -63,7 +63,7 @@ _Bytes = npt.NDArray[np.uint8]
 _Rng = Union[None, int, np.random.Generator, np.random.RandomState, random.Random, Any]
 _OneCategory = Union[str, int]
 _Blend = Literal["hard", "alpha", "gaussian", "poisson"]
-_MaskFormat = Literal["bool", "rle", "polygons"]
+_MaskFormat = Literal["bool", "rle", "polygons", "arrays"]
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line and return its exit status.
@@ -341,6 +341,7 @@ def paste(
     box_tolerance: float = 10.0,
     keep_area: int = 300,
     channels: Literal["rgb", "bgr"] = "rgb",
+    layout: Literal["hwc", "chw"] = "hwc",
     mask_format: Optional[_MaskFormat] = None,
 ) -> PasteResult:
     """Pastes bank instances on an image and updates its annotations."""

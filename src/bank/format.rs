@@ -17,8 +17,14 @@
 //! | 28..32 | CRC-32 of everything else |
 //! | 32.. | metadata, masks, image |
 //!
+//! Instances, from frame version 2 on, may have smaller pictures behind the image, each half as
+//! high and wide as the one before (rounded up), coded alike; their lengths are in the metadata and
+//! count as bytes of the image. Most objects are pasted far smaller than they were made, and
+//! decoding is most of what a paste costs.
+//!
 //! Nothing here trusts its input: every length is checked before it is used.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -33,7 +39,15 @@ use crate::instance::Provenance;
 use crate::mask::Rle;
 
 const MAGIC: &[u8; 4] = b"MBR1";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// The version of frames without smaller pictures: what 1 was.
+const PLAIN_VERSION: u8 = 1;
+/// Most smaller pictures of an instance.
+const MAX_HALVINGS: usize = 3;
+/// A picture may be enlarged by 5 / 4 before the next larger one is decoded.
+const ENOUGH: (u32, u32) = (4, 5);
+/// A picture of fewer pixels is not halved: it is decoded in no time.
+const LEAST_HALVED: u64 = 32 * 32;
 const HEADER: usize = 32;
 /// Most bytes of JSON in a record.
 const MAX_META: usize = 4 << 20;
@@ -167,6 +181,9 @@ struct InstanceMeta {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     scores: BTreeMap<String, f32>,
     provenance: Provenance,
+    /// Bytes of the smaller pictures behind the image, from large to small.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    smaller: Vec<u32>,
 }
 
 fn truncate(hash: Sha256) -> RecordId {
@@ -347,7 +364,14 @@ impl MosaicRecord {
             }
         }
         let image = codec::encode(codec, &self.image, self.size)?;
-        frame(Kind::Mosaic, codec, self.size, &self.meta(), &masks, &image)
+        frame(
+            (Kind::Mosaic, PLAIN_VERSION),
+            codec,
+            self.size,
+            &self.meta(),
+            &masks,
+            &image,
+        )
     }
 
     /// The regions of a frame; its picture and masks are not decoded.
@@ -469,7 +493,7 @@ impl InstanceRecord {
         Ok(())
     }
 
-    fn meta(&self) -> InstanceMeta {
+    fn meta(&self, smaller: Vec<u32>) -> InstanceMeta {
         InstanceMeta {
             id: self.id.to_string(),
             category: self.category,
@@ -479,6 +503,7 @@ impl InstanceRecord {
             score: self.score,
             scores: self.scores.clone(),
             provenance: self.provenance.clone(),
+            smaller,
         }
     }
 
@@ -489,12 +514,21 @@ impl InstanceRecord {
     pub fn encode(&self, codec: Codec) -> Result<Vec<u8>> {
         let mut alpha = Vec::new();
         codec::encode_runs(&mut alpha, &self.alpha);
-        let image = codec::encode(codec, &self.image, self.size)?;
+        let mut image = codec::encode(codec, &self.image, self.size)?;
+        let mut smaller = Vec::new();
+        let (mut picture, mut size) = (Cow::Borrowed(&self.image), self.size);
+        while smaller.len() < MAX_HALVINGS && size.area() >= LEAST_HALVED {
+            picture = Cow::Owned(halved::<3>(&picture, size));
+            size = half(size);
+            let coded = codec::encode(codec, &picture, size)?;
+            smaller.push(coded.len() as u32);
+            image.extend_from_slice(&coded);
+        }
         frame(
-            Kind::Instance,
+            (Kind::Instance, version_with(&smaller)),
             codec,
             self.size,
-            &self.meta(),
+            &self.meta(smaller),
             &alpha,
             &image,
         )
@@ -505,6 +539,21 @@ impl InstanceRecord {
     /// # Errors
     /// A message saying what is wrong with it.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        Self::decode_near(bytes, &mut |record| Some(record.size))
+    }
+
+    /// Decodes a frame, with the smallest of its pictures that is about as large as `want` says.
+    ///
+    /// `want` is given the record without its picture. What comes back has the chosen picture's
+    /// `size`, `image` and `alpha`, and everything else as it was stored; when `want` gives `None`,
+    /// `image` and `alpha` stay empty.
+    ///
+    /// # Errors
+    /// A message saying what is wrong with it.
+    pub fn decode_near(
+        bytes: &[u8],
+        want: &mut dyn FnMut(&Self) -> Option<Size>,
+    ) -> Result<Self, String> {
         let f = Frame::parse(bytes)?;
         f.expect(Kind::Instance)?;
         let meta: InstanceMeta = f.meta()?;
@@ -513,20 +562,82 @@ impl InstanceRecord {
         if meta.area == 0 || foreground(&alpha) != meta.area {
             return Err("the alpha plane does not agree with the area".into());
         }
-        Ok(Self {
+        let pictures = f.pictures(&meta.smaller)?;
+        let mut record = Self {
             id: meta.id.parse().map_err(|e: Error| e.to_string())?,
             category: meta.category,
             size: f.size,
-            image: f.image()?,
-            alpha,
+            image: Vec::new(),
+            alpha: Vec::new(),
             bbox: meta.bbox,
             canvas: meta.canvas,
             area: meta.area,
             score: meta.score,
             scores: meta.scores,
             provenance: meta.provenance,
-        })
+        };
+        let Some(wanted) = want(&record) else {
+            return Ok(record);
+        };
+        record.alpha = alpha;
+        let mut chosen = 0;
+        while chosen + 1 < pictures.len() {
+            let next = half(record.size);
+            let enough = |have: u32, want: u32| have * ENOUGH.1 >= want * ENOUGH.0;
+            if !enough(next.height, wanted.height) || !enough(next.width, wanted.width) {
+                break;
+            }
+            record.alpha = halved::<1>(&record.alpha, record.size);
+            record.size = next;
+            chosen += 1;
+        }
+        let coded = pictures.get(chosen).copied().unwrap_or_default();
+        record.image = codec::decode(f.codec, coded, record.size)?;
+        Ok(record)
     }
+}
+
+/// The frame version of an instance.
+const fn version_with(smaller: &[u32]) -> u8 {
+    if smaller.is_empty() {
+        PLAIN_VERSION
+    } else {
+        VERSION
+    }
+}
+
+/// Half as high and wide, rounded up.
+const fn half(size: Size) -> Size {
+    Size::new(size.height.div_ceil(2), size.width.div_ceil(2))
+}
+
+/// A row-major plane (`C` bytes per pixel) at half its size: means of 2 x 2 pixels, the last row
+/// and column held where the size is odd.
+fn halved<const C: usize>(data: &[u8], size: Size) -> Vec<u8> {
+    let stride = size.width as usize * C;
+    let mut out = vec![0u8; half(size).area() as usize * C];
+    let rows = out.chunks_exact_mut((half(size).width as usize * C).max(1));
+    for (to, pair) in rows.zip(data.chunks((2 * stride).max(1))) {
+        let (above, below) = pair.split_at(stride.min(pair.len()));
+        let below = if below.is_empty() { above } else { below };
+        let mut to = to.chunks_exact_mut(C);
+        let (mut a, mut b) = (above.chunks_exact(2 * C), below.chunks_exact(2 * C));
+        // `to` comes last: a zip takes from what comes first before it finds the end of the others.
+        for ((a, b), to) in (&mut a).zip(&mut b).zip(&mut to) {
+            for c in 0..C {
+                let sum = u16::from(a[c]) + u16::from(a[c + C]);
+                let under = u16::from(b[c]) + u16::from(b[c + C]);
+                to[c] = ((sum + under + 2) / 4) as u8;
+            }
+        }
+        // The odd column.
+        if let Some(to) = to.next() {
+            for ((to, &a), &b) in to.iter_mut().zip(a.remainder()).zip(b.remainder()) {
+                *to = u16::midpoint(u16::from(a), u16::from(b) + 1) as u8;
+            }
+        }
+    }
+    out
 }
 
 /// Number of foreground pixels of an alpha plane.
@@ -598,6 +709,26 @@ impl<'a> Frame<'a> {
     fn image(&self) -> Result<Vec<u8>, String> {
         codec::decode(self.codec, self.image, self.size)
     }
+
+    /// The coded pictures of an instance, from large to small.
+    fn pictures(&self, smaller: &[u32]) -> Result<Vec<&'a [u8]>, String> {
+        let behind: u64 = smaller.iter().map(|&n| u64::from(n)).sum();
+        let first = (self.image.len() as u64)
+            .checked_sub(behind)
+            .filter(|_| smaller.len() <= MAX_HALVINGS)
+            .ok_or("damaged lengths of the smaller pictures")?;
+        let mut rest = self.image;
+        let lengths =
+            std::iter::once(first as usize).chain(smaller.iter().map(|&n| n as usize));
+        lengths
+            .map(|n| {
+                let (picture, left) = rest.split_at_checked(n)?;
+                rest = left;
+                Some(picture)
+            })
+            .collect::<Option<_>>()
+            .ok_or_else(|| "damaged lengths of the smaller pictures".into())
+    }
 }
 
 fn checksum(frame: &[u8]) -> u32 {
@@ -608,7 +739,7 @@ fn checksum(frame: &[u8]) -> u32 {
 }
 
 fn frame(
-    kind: Kind,
+    (kind, version): (Kind, u8),
     codec: Codec,
     size: Size,
     meta: &impl Serialize,
@@ -626,7 +757,7 @@ fn frame(
     }
     let mut out = Vec::with_capacity(total);
     out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&[kind as u8, VERSION, codec.tag(), 0]);
+    out.extend_from_slice(&[kind as u8, version, codec.tag(), 0]);
     for n in [meta.len(), masks.len(), image.len()] {
         out.extend_from_slice(&(n as u32).to_le_bytes());
     }
@@ -710,7 +841,7 @@ pub fn decode_any(bytes: &[u8]) -> Result<Kind, String> {
 pub(super) fn with_meta_of_mosaic(old: &[u8], mosaic: &MosaicRecord) -> Result<Vec<u8>> {
     let f = parsed(old)?;
     frame(
-        Kind::Mosaic,
+        (Kind::Mosaic, PLAIN_VERSION),
         f.codec,
         f.size,
         &mosaic.meta(),
@@ -722,11 +853,13 @@ pub(super) fn with_meta_of_mosaic(old: &[u8], mosaic: &MosaicRecord) -> Result<V
 /// The frame with the metadata of `instance`, its coded image untouched.
 pub(super) fn with_meta_of_instance(old: &[u8], instance: &InstanceRecord) -> Result<Vec<u8>> {
     let f = parsed(old)?;
+    let damaged = |found| Error::value("record", "valid metadata", found);
+    let smaller = f.meta::<InstanceMeta>().map_err(damaged)?.smaller;
     frame(
-        Kind::Instance,
+        (Kind::Instance, version_with(&smaller)),
         f.codec,
         f.size,
-        &instance.meta(),
+        &instance.meta(smaller),
         f.masks,
         f.image,
     )
@@ -742,5 +875,108 @@ pub fn reseal(bytes: &mut [u8]) {
     let crc = checksum(bytes);
     if let Some(place) = bytes.get_mut(28..32) {
         place.copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A soft picture with a disk in it.
+    fn instance(size: Size) -> InstanceRecord {
+        let (h, w) = (f64::from(size.height), f64::from(size.width));
+        let pixels = || {
+            (0..size.height).flat_map(move |y| {
+                (0..size.width).map(move |x| (f64::from(y) / h, f64::from(x) / w))
+            })
+        };
+        let alpha: Vec<u8> = pixels()
+            .map(|(y, x)| 255 * u8::from((y - 0.5).hypot(x - 0.5) < 0.4))
+            .collect();
+        let image = pixels()
+            .flat_map(|(y, x)| [(200.0 * y) as u8, (200.0 * x) as u8, 90])
+            .collect();
+        let area = foreground(&alpha);
+        let id = InstanceRecord::id_of_pixels("thing", size, &alpha, &alpha);
+        InstanceRecord {
+            id,
+            category: 3,
+            size,
+            image,
+            alpha,
+            bbox: PixelBox::new(0, 0, size.width, size.height),
+            canvas: size,
+            area,
+            score: 0.5,
+            scores: BTreeMap::new(),
+            provenance: Provenance {
+                model: "m".into(),
+                weights: String::new(),
+                prompt: String::new(),
+                seed: 0,
+                recipe: String::new(),
+                mosaic: String::new(),
+                region: 0,
+            },
+        }
+    }
+
+    #[test]
+    fn a_smaller_picture_is_decoded_when_it_is_enough() {
+        let size = Size::new(201, 150);
+        let whole = instance(size);
+        for codec in [Codec::Jpeg, Codec::Qoi, Codec::Raw] {
+            let bytes = whole.encode(codec).unwrap();
+            let full = InstanceRecord::decode(&bytes).unwrap();
+            assert_eq!((full.size, &full.alpha), (size, &whole.alpha));
+            for (wanted, expected) in [
+                ((201, 150), (201, 150)),
+                ((127, 20), (201, 150)),
+                ((126, 20), (101, 75)),
+                ((60, 46), (51, 38)),
+                ((5, 5), (26, 19)),
+            ] {
+                let wanted = Size::new(wanted.0, wanted.1);
+                let near = InstanceRecord::decode_near(&bytes, &mut |r| {
+                    assert_eq!((r.size, r.area), (size, whole.area));
+                    Some(wanted)
+                })
+                .unwrap();
+                assert_eq!(near.size, Size::new(expected.0, expected.1), "{wanted:?}");
+                assert_eq!(near.area, whole.area);
+                // The same picture, only smaller.
+                let share = foreground(&near.alpha) as f64 / near.size.area() as f64;
+                let before = whole.area as f64 / size.area() as f64;
+                assert!((share - before).abs() < 0.03, "{share} {before}");
+                let reference = instance(near.size);
+                let off = near.image.iter().zip(&reference.image);
+                let most = off.map(|(a, b)| a.abs_diff(*b)).max();
+                assert!(most < Some(16), "{codec:?} {wanted:?} {most:?}");
+            }
+            let none = InstanceRecord::decode_near(&bytes, &mut |_| None).unwrap();
+            assert!(none.image.is_empty() && none.alpha.is_empty());
+        }
+    }
+
+    #[test]
+    fn smaller_pictures_survive_new_metadata_and_lies_are_refused() {
+        let whole = instance(Size::new(90, 70));
+        let bytes = whole.encode(Codec::Qoi).unwrap();
+        assert_eq!(bytes.get(5), Some(&VERSION));
+        let mut other = whole.clone();
+        other.category = 1;
+        let moved = with_meta_of_instance(&bytes, &other).unwrap();
+        let near = |b: &[u8]| InstanceRecord::decode_near(b, &mut |_| Some(Size::new(20, 20)));
+        let (a, b) = (near(&bytes).unwrap(), near(&moved).unwrap());
+        assert_eq!((&a.image, a.size), (&b.image, b.size));
+        assert_eq!((b.category, a.size), (1, Size::new(23, 18)));
+        // Lengths that are longer than the image.
+        let f = Frame::parse(&bytes).unwrap();
+        let lie = whole.meta(vec![u32::MAX, 1]);
+        let lie = frame((Kind::Instance, 2), f.codec, f.size, &lie, f.masks, f.image).unwrap();
+        assert!(near(&lie).unwrap_err().contains("lengths"));
+        // A small one has none, and is a frame as version 1 had it.
+        let small = instance(Size::new(20, 20)).encode(Codec::Qoi).unwrap();
+        assert_eq!(small.get(5), Some(&PLAIN_VERSION));
     }
 }

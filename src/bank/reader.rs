@@ -7,6 +7,7 @@ use super::index::{self, Entry, Kind, Place, RecordId, Totals};
 use super::tree::{Root, Trees};
 use super::{Bank, env};
 use crate::error::{Error, Result};
+use crate::geometry::Size;
 use crate::rng::below;
 
 /// Draws that meet a retired record try again this often before they search in order.
@@ -200,6 +201,20 @@ impl Bank {
         choice: &Choice<'_>,
         bits: &mut dyn FnMut() -> u64,
     ) -> Result<Option<Drawn<InstanceRecord>>> {
+        self.draw_instance_near(choice, bits, &mut |record| Some(record.size))
+    }
+
+    /// As [`Bank::draw_instance`], decoding only as large a picture as `want` asks for; see
+    /// [`InstanceRecord::decode_near`].
+    ///
+    /// # Errors
+    /// As [`Bank::draw_instance`].
+    pub fn draw_instance_near(
+        &self,
+        choice: &Choice<'_>,
+        bits: &mut dyn FnMut() -> u64,
+        want: &mut dyn FnMut(&InstanceRecord) -> Option<Size>,
+    ) -> Result<Option<Drawn<InstanceRecord>>> {
         let known = self.info.categories.len();
         if let Choice::Categories(list) = choice
             && let Some(&bad) = list.iter().find(|c| **c as usize >= known)
@@ -249,7 +264,7 @@ impl Bank {
                 last = pick();
                 let (category, position) = last;
                 let entry = self.entry_at(trees, &list, Kind::Instance, category, position);
-                if let Some(drawn) = entry.map(|e| self.take_instance(trees, &frames, e))
+                if let Some(drawn) = entry.map(|e| self.take_instance(trees, &frames, e, want))
                     && let Some(drawn) = drawn?
                 {
                     return Ok(Some(drawn));
@@ -264,7 +279,8 @@ impl Bank {
                 for k in 0..n {
                     let position = (last.1 + k) % n;
                     let entry = self.entry_at(trees, &list, Kind::Instance, category, position);
-                    if let Some(drawn) = entry.map(|e| self.take_instance(trees, &frames, e))
+                    if let Some(drawn) =
+                        entry.map(|e| self.take_instance(trees, &frames, e, want))
                         && let Some(drawn) = drawn?
                     {
                         return Ok(Some(drawn));
@@ -281,12 +297,21 @@ impl Bank {
         trees: &Trees<'_>,
         frames: &Table,
         entry: Entry,
+        want: &mut dyn FnMut(&InstanceRecord) -> Option<Size>,
     ) -> Result<Option<Drawn<InstanceRecord>>> {
         if self.retired(entry.slot) {
             return Ok(None);
         }
         let decoded = match self.lookup(trees, frames, &entry.id.0) {
-            Ok(Some(bytes)) => InstanceRecord::decode(bytes),
+            Ok(Some(bytes)) => {
+                let known = self.info.categories.len();
+                // Nothing is asked about a record that will not be taken.
+                InstanceRecord::decode_near(bytes, &mut |record| {
+                    ((record.category as usize) < known)
+                        .then(|| want(record))
+                        .flatten()
+                })
+            }
             Ok(None) => Err("it is listed, but not there".into()),
             Err(e) => Err(e.to_string()),
         };

@@ -18,7 +18,7 @@ pub mod refine;
 pub mod components;
 pub mod filter;
 //
-mod contour;
+pub(crate) mod contour;
 pub mod rle;
 
 pub use aggregate::{aggregate, resize_bicubic};

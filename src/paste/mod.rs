@@ -9,6 +9,8 @@ mod object;
 mod poisson;
 mod sprite;
 
+use std::cell::RefCell;
+
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 
@@ -195,13 +197,23 @@ pub fn paste(
     let mut pasted = Vec::new();
     for k in 0..n {
         // A stream per instance: what one draws does not move the next.
-        let mut rng = keyed(seed, "paste instance", u64::from(k));
-        let Some(drawn) = bank.draw_instance(&choice, &mut || rng.next_u64())? else {
+        let rng = RefCell::new(keyed(seed, "paste instance", u64::from(k)));
+        let mut planned = None;
+        // The bank decodes no larger a picture than the plan needs.
+        let drawn = bank.draw_instance_near(
+            &choice,
+            &mut || rng.borrow_mut().next_u64(),
+            &mut |instance| {
+                planned = plan(instance, size, options, bank, &mut *rng.borrow_mut());
+                let t = planned.as_ref()?.transform;
+                Some(Size::new(t.height as u32, t.width as u32))
+            },
+        )?;
+        let Some(drawn) = drawn else {
             break;
         };
         let instance = &drawn.record;
-        let plan = plan(instance, size, options, bank, &mut rng);
-        let Some(placed) = plan.and_then(|p| place(image, size, instance, &p)) else {
+        let Some(placed) = planned.and_then(|p| place(image, size, instance, &p)) else {
             continue;
         };
         for object in objects.iter_mut() {

@@ -1,9 +1,10 @@
 //! Objects on the image: masks inside their boxes, and what pasting takes away from them.
 
 use super::blend::Window;
+use super::exact_polygons;
 use crate::error::Result;
 use crate::geometry::{PixelBox, Size};
-use crate::mask::{BinaryMask, Rle};
+use crate::mask::{BinaryMask, Rle, contour};
 
 /// A mask inside its box: `u8 [box height, box width]`, row-major, 0 or 1, at least one 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +90,29 @@ impl Region {
         Rle::encode(&own)?.paste(size, i64::from(self.bbox.x0), i64::from(self.bbox.y0))
     }
 
+    /// Polygons that give exactly this mask back (see [`exact_polygons`]), on an image of `size`.
+    ///
+    /// # Errors
+    /// When the size is beyond what an RLE may have.
+    pub fn to_polygons(&self, size: Size) -> Result<Vec<Vec<f64>>> {
+        let width = self.bbox.width() as usize;
+        let inside = |x: i64, y: i64| {
+            (0..width as i64).contains(&x)
+                && y >= 0
+                && self.data.get(y as usize * width + x as usize) == Some(&1)
+        };
+        // The box is tight, so its first row has foreground.
+        if let Some(first) = first_set(&self.data) {
+            let corner = (i64::from(self.bbox.x0), i64::from(self.bbox.y0));
+            let outline = contour::outline(inside, (first as i64, 0), corner);
+            // Nearly always one piece without a hole: then, and only then, the areas agree.
+            if contour::area(&outline) == self.area as f64 {
+                return Ok(vec![outline]);
+            }
+        }
+        exact_polygons(&self.to_rle(size)?)
+    }
+
     /// Removes what `other` covers; says whether that was anything.
     fn subtract(&mut self, other: &Self) -> bool {
         let common = self.bbox.intersect(other.bbox);
@@ -108,12 +132,15 @@ impl Region {
             ) else {
                 continue;
             };
-            let mut row = 0u32;
-            for (a, &b) in own.iter_mut().zip(cover) {
-                row += u32::from(*a & b);
-                *a &= 1 - b;
+            // Counted in bytes, as many as cannot overflow, for the compiler's sake.
+            for (own, cover) in own.chunks_mut(128).zip(cover.chunks(128)) {
+                let mut both = 0u8;
+                for (a, &b) in own.iter_mut().zip(cover) {
+                    both += *a & b;
+                    *a &= 1 - b;
+                }
+                removed += u64::from(both);
             }
-            removed += u64::from(row);
         }
         self.area -= removed.min(self.area);
         removed > 0
@@ -286,6 +313,33 @@ mod tests {
             assert_eq!(tight_box(&plane(100, 50, b), 100), Some(b));
         }
         assert_eq!(tight_box(&[0; 100], 10), None);
+    }
+
+    #[test]
+    fn polygons_give_the_mask_back_with_holes_and_pieces() {
+        let size = Size::new(30, 40);
+        let whole = plane(40, 30, [5, 4, 25, 20].into());
+        let with = |change: fn(usize, usize) -> Option<u8>| {
+            let mut p = whole.clone();
+            for (i, v) in p.iter_mut().enumerate() {
+                *v = change(i % 40, i / 40).unwrap_or(*v);
+            }
+            Region::from_plane(&p, size).unwrap()
+        };
+        let round = with(|x, y| (x + y < 14 || (x == 24 && y % 3 == 0)).then_some(0));
+        let hole = with(|x, y| (x > 9 && x < 14 && y > 9 && y < 14).then_some(0));
+        // Another piece, and one that touches at a corner only.
+        let pieces = with(|x, y| ((x > 30 && y > 22) || (x == 25 && y == 3)).then_some(1));
+        let island = with(|x, y| {
+            ((8..18).contains(&x) && (8..18).contains(&y))
+                .then_some(u8::from(x == 12 && y == 12))
+        });
+        for (region, polygons) in [(round, 1), (hole, 2), (pieces, 3), (island, 0)] {
+            let made = region.to_polygons(size).unwrap();
+            assert!(polygons == 0 || made.len() == polygons, "{}", made.len());
+            let back = Rle::from_polygons(&made, size).unwrap();
+            assert_eq!(back, region.to_rle(size).unwrap());
+        }
     }
 
     #[test]

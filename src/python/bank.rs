@@ -130,6 +130,48 @@ pub(super) fn rgb(what: &str, image: &PyReadonlyArray3<'_, u8>) -> Result<(Size,
     Ok((size, contiguous(what, image)?.to_vec()))
 }
 
+/// An image whose channels are planes, `uint8 [3, height, width]`, as rows of pixels.
+pub(super) fn rgb_of_planes(
+    what: &str,
+    image: &PyReadonlyArray3<'_, u8>,
+) -> Result<(Size, Vec<u8>)> {
+    let size = match *image.shape() {
+        [3, h, w] => size_of(what, &[h, w])?,
+        _ => {
+            return Err(Error::value(
+                what,
+                "uint8 [3, height, width]",
+                format!("{:?}", image.shape()),
+            ));
+        }
+    };
+    let planes = contiguous(what, image)?;
+    let mut out = vec![0u8; planes.len()];
+    let (first, rest) = planes.split_at(planes.len() / 3);
+    let (second, third) = rest.split_at(rest.len() / 2);
+    let pixels = out.as_chunks_mut::<3>().0.iter_mut();
+    for (((to, &a), &b), &c) in pixels.zip(first).zip(second).zip(third) {
+        *to = [a, b, c];
+    }
+    Ok((size, out))
+}
+
+/// The inverse of [`rgb_of_planes`].
+pub(super) fn planes_array<'py>(
+    py: Python<'py>,
+    size: Size,
+    data: &[u8],
+) -> PyResult<Bound<'py, PyArray3<u8>>> {
+    let mut planes = vec![0u8; data.len()];
+    let (first, rest) = planes.split_at_mut(data.len() / 3);
+    let (second, third) = rest.split_at_mut(rest.len() / 2);
+    let pixels = data.as_chunks::<3>().0.iter();
+    for (((from, a), b), c) in pixels.zip(first).zip(second).zip(third) {
+        [*a, *b, *c] = *from;
+    }
+    PyArray1::from_vec(py, planes).reshape([3, size.height as usize, size.width as usize])
+}
+
 pub(super) fn rgb_array<'py>(
     py: Python<'py>,
     size: Size,

@@ -1,22 +1,22 @@
 //! Bindings of the paste.
 
 use numpy::{
-    IntoPyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray2,
-    PyReadonlyArray3, PyUntypedArrayMethods,
+    IntoPyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray1,
+    PyReadonlyArray2, PyReadonlyArray3, PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::bank::{PyBank, rgb, rgb_array, rle_dict, rle_from, seed_from};
+use super::bank::{
+    PyBank, planes_array, rgb, rgb_array, rgb_of_planes, rle_dict, rle_from, seed_from,
+};
 use super::enter;
 use super::mask::contiguous;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mask::Rle;
-use crate::paste::{
-    Blend, Mode, Object, PasteOptions, Region, SizeRule, exact_polygons, paste as paste_on,
-};
+use crate::paste::{Blend, Mode, Object, PasteOptions, Region, SizeRule, paste as paste_on};
 
 /// How masks come and go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,8 @@ enum Format {
     Bool,
     Rle,
     Polygons,
+    /// Polygons as arrays: nothing is made of single numbers.
+    Arrays,
 }
 
 /// What came in, to be handed out again where nothing changed.
@@ -76,12 +78,26 @@ fn format_from(name: &str) -> Result<Format> {
         "bool" => Ok(Format::Bool),
         "rle" => Ok(Format::Rle),
         "polygons" => Ok(Format::Polygons),
+        "arrays" => Ok(Format::Arrays),
         other => Err(Error::value(
             "mask_format",
-            "'bool', 'rle' or 'polygons'",
+            "'bool', 'rle', 'polygons' or 'arrays'",
             other,
         )),
     }
+}
+
+/// Polygons as lists of numbers or as float64 arrays.
+fn polygons_of(item: &Bound<'_, PyAny>) -> PyResult<Vec<Vec<f64>>> {
+    item.try_iter()?
+        .map(|polygon| {
+            let polygon = polygon?;
+            match polygon.extract::<PyReadonlyArray1<'_, f64>>() {
+                Ok(array) => Ok(array.as_array().to_vec()),
+                Err(_) => polygon.extract(),
+            }
+        })
+        .collect()
 }
 
 fn regions_of<'py>(
@@ -131,7 +147,7 @@ fn regions_of<'py>(
             rle_from(item)?
         } else {
             format = Format::Polygons;
-            let polygons: Vec<Vec<f64>> = item.extract().map_err(|_| {
+            let polygons = polygons_of(item).map_err(|_| {
                 PyTypeError::new_err(
                     "masks: expected a list of polygons ([x0, y0, x1, y1, ...]) per object",
                 )
@@ -215,7 +231,7 @@ fn size_rule(
 ///
 /// ``image``: uint8 [H, W, 3], not changed. ``masks``: bool [N, H, W], a list of RLE dictionaries, or a
 /// list of lists of polygons; they come back in that format, or in ``mask_format`` ("bool", "rle",
-/// "polygons"). ``boxes``: float [N, 4] (x0, y0, x1, y1), or ``None`` for the tight ones.
+/// "polygons", or "arrays": polygons as float64 arrays, those that nothing covers as they came). ``boxes``: float [N, 4] (x0, y0, x1, y1), or ``None`` for the tight ones.
 /// ``classes``: int64 [N], the indices of ``bank.categories``. ``rng``: None, an int, or a random
 /// generator; with the same bank and seed the result is the same.
 ///
@@ -227,8 +243,9 @@ fn size_rule(
 /// list to choose from. ``outside``: share of an object's box that may leave the image.
 /// ``box_tolerance``, ``keep_area``: a covered object stays when its box moved by at most
 /// that many pixels or it keeps more than that many. ``channels``: "rgb" or "bgr".
+/// ``layout``: "hwc", or "chw" for an image (and the new one) of uint8 [3, H, W].
 #[pyfunction]
-#[pyo3(signature = (image, masks, boxes, classes, bank, rng=None, *, min_instances=0, max_instances=20, mode="class_balanced", categories=None, size=None, size_stats=None, aspect_jitter=0.2, flip=0.5, vertical_flip=0.0, rotation=0.0, blend=None, outside=0.25, box_tolerance=10.0, keep_area=300, channels="rgb", mask_format=None))]
+#[pyo3(signature = (image, masks, boxes, classes, bank, rng=None, *, min_instances=0, max_instances=20, mode="class_balanced", categories=None, size=None, size_stats=None, aspect_jitter=0.2, flip=0.5, vertical_flip=0.0, rotation=0.0, blend=None, outside=0.25, box_tolerance=10.0, keep_area=300, channels="rgb", layout="hwc", mask_format=None))]
 #[expect(clippy::too_many_arguments, reason = "keyword arguments")]
 fn paste<'py>(
     py: Python<'py>,
@@ -253,6 +270,7 @@ fn paste<'py>(
     box_tolerance: f64,
     keep_area: u64,
     channels: &str,
+    layout: &str,
     mask_format: Option<&str>,
 ) -> PyResult<PasteResult> {
     let none = py.None().into_bound(py);
@@ -297,7 +315,11 @@ fn paste<'py>(
         keep_area,
         bgr,
     };
-    let (size, mut pixels) = rgb("image", &image)?;
+    let (size, mut pixels) = match layout {
+        "hwc" => rgb("image", &image)?,
+        "chw" => rgb_of_planes("image", &image)?,
+        other => return Err(Error::value("layout", "'hwc' or 'chw'", other).into()),
+    };
     let (regions, given, own_format) = regions_of(py, masks, size)?;
     let format = mask_format.map_or(Ok(own_format), format_from)?;
     let n = regions.len();
@@ -369,11 +391,14 @@ fn paste<'py>(
             })?;
             array.into_any().unbind()
         }
-        Format::Rle | Format::Polygons => {
+        Format::Rle | Format::Polygons | Format::Arrays => {
+            // Polygons that nothing touched are handed back as they came.
+            let as_given = format == own_format
+                || (format == Format::Arrays && own_format == Format::Polygons);
             let list = PyList::empty(py);
             for (i, object) in objects.iter().enumerate().filter(|(_, o)| o.kept) {
                 if let (Given::List(items), false) = (&given, object.touched)
-                    && let Some(item) = items.get(i).filter(|_| format == own_format)
+                    && let Some(item) = items.get(i).filter(|_| as_given)
                 {
                     list.append(item)?;
                     continue;
@@ -381,16 +406,19 @@ fn paste<'py>(
                 let Some(region) = &object.region else {
                     continue;
                 };
-                let rle = region.to_rle(size)?;
                 if format == Format::Rle {
-                    list.append(rle_dict(py, &rle)?)?;
-                } else {
-                    let polygons = PyList::empty(py);
-                    for p in exact_polygons(&rle)? {
+                    list.append(rle_dict(py, &region.to_rle(size)?)?)?;
+                    continue;
+                }
+                let polygons = PyList::empty(py);
+                for p in region.to_polygons(size)? {
+                    if format == Format::Arrays {
+                        polygons.append(p.into_pyarray(py))?;
+                    } else {
                         polygons.append(p)?;
                     }
-                    list.append(polygons)?;
                 }
+                list.append(polygons)?;
             }
             list.into_any().unbind()
         }
@@ -409,7 +437,11 @@ fn paste<'py>(
     }
     let m = staying.len();
     Ok(PasteResult {
-        image: rgb_array(py, size, pixels)?.unbind(),
+        image: if layout == "chw" {
+            planes_array(py, size, &pixels)?.unbind()
+        } else {
+            rgb_array(py, size, pixels)?.unbind()
+        },
         masks,
         boxes: PyArray1::from_vec(py, flat_boxes).reshape([m, 4])?.unbind(),
         classes: PyArray1::from_iter(py, staying.iter().map(|o| o.class)).unbind(),

@@ -146,6 +146,25 @@ def test_all_mask_formats_agree(bank):
     # What was not touched comes back as the very object that went in.
     e = _core.paste(image, c.masks, None, c.classes, bank, 4, max_instances=1)
     assert all(x is y for x, y in zip(e.masks, c.masks))
+    f = _core.paste(image, masks, boxes, classes, bank, 3, mask_format="arrays", **kwargs)
+    for arrays, polygons in zip(f.masks, c.masks):
+        assert all(a.dtype == np.float64 for a in arrays)
+        assert [a.tolist() for a in arrays] == polygons
+    # Arrays go in as lists do.
+    g = _core.paste(image, f.masks, None, c.classes, bank, 4, max_instances=1, mask_format="bool")
+    assert np.array_equal(g.masks, a.masks)
+
+
+def test_planes_of_channels_are_pasted_on_alike(bank):
+    image, masks, boxes, classes = scene()
+    kwargs = {"min_instances": 6, "max_instances": 6, "blend": ["hard", "alpha", "gaussian"]}
+    a = _core.paste(image, masks, boxes, classes, bank, 3, **kwargs)
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    b = _core.paste(planes, masks, boxes, classes, bank, 3, layout="chw", **kwargs)
+    assert np.array_equal(b.image, a.image.transpose(2, 0, 1)) and len(a.pasted) > 2
+    assert np.array_equal(b.masks, a.masks)
+    with pytest.raises(ValueError, match=r"\[3, height, width\]"):
+        _core.paste(image, masks, boxes, classes, bank, 3, layout="chw")
 
 
 def test_a_hole_survives_as_polygons(bank):

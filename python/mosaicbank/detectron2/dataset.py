@@ -15,7 +15,7 @@ from detectron2.utils.serialize import PicklableWrapper
 
 import mosaicbank
 from mosaicbank.detectron2.categories import CategoryMap, DatasetClasses
-from mosaicbank.detectron2.inject import Paster, light
+from mosaicbank.detectron2.inject import Paster
 from mosaicbank.detectron2.memory import held
 from mosaicbank.detectron2.sample import INFO, SampleInfo, seed_of, seeded
 
@@ -263,7 +263,7 @@ def mosaic_record(
         # Of the paste, which cuts a mask with a hole; nothing is pasted.
         outlines = mosaicbank.paste(
             image, rles, mosaic.boxes, mosaic.classes, bank, 0,
-            min_instances=0, max_instances=0, mask_format="polygons",
+            min_instances=0, max_instances=0, mask_format="arrays",
         ).masks  # fmt: skip
     annotations = []
     for place, (c, box) in enumerate(zip(labelled.tolist(), mosaic.boxes.tolist())):
@@ -276,7 +276,7 @@ def mosaic_record(
             "iscrowd": 0,
         }
         if mask_format is not None:
-            annotation["segmentation"] = light(outlines[place])
+            annotation["segmentation"] = outlines[place]
         if keypoints:
             annotation["keypoints"] = [0.0] * (3 * keypoints)
         annotations.append(annotation)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def _draw(draw: Any, name: str, x: float, y: float, s: float, rng: np.random.Gen
     return [(min(max(px, 0.0), WIDTH), min(max(py, 0.0), HEIGHT)) for px, py in at(outline)]
 
 
-def _background(rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def background(rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """Two soft colours and some grain, ``uint8 [240, 320, 3]``."""
     ends = rng.integers(60, 200, (2, 3)).astype(np.float64)
     turn = rng.uniform(0, 2 * math.pi)
@@ -139,17 +139,12 @@ def make_training_set(folder: Path, seed: int = 0, balanced: bool = False) -> Pa
 
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    contents: list[list[str]] = [[] for _ in range(_PICTURES)]
-    for name, (_, long_tailed) in CATEGORIES.items():
-        pictures = _BALANCED if balanced else long_tailed
-        # Into the pictures that have least in them.
-        order = sorted(range(_PICTURES), key=lambda i: (len(contents[i]), rng.random()))
-        for i in order[:pictures]:
-            contents[i].append(name)
-    images: list[dict[str, Any]] = []
+    counts = {name: _BALANCED if balanced else n for name, (_, n) in CATEGORIES.items()}
+    contents = spread(counts, _PICTURES, rng)
+    images: list[str] = []
     annotations: list[dict[str, Any]] = []
     for i, names in enumerate(contents):
-        picture = Image.fromarray(_background(rng))
+        picture = Image.fromarray(background(rng))
         draw = ImageDraw.Draw(picture)
         # One object in each of six cells, so that none hides another.
         cells = rng.permutation(6)
@@ -162,7 +157,6 @@ def make_training_set(folder: Path, seed: int = 0, balanced: bool = False) -> Pa
             area = abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in _pairs(outline)) / 2)
             annotations.append(
                 {
-                    "id": len(annotations) + 1,
                     "image_id": i + 1,
                     "category_id": CATEGORIES[name][0],
                     "segmentation": [[round(v, 2) for p in outline for v in p]],
@@ -173,20 +167,54 @@ def make_training_set(folder: Path, seed: int = 0, balanced: bool = False) -> Pa
             )
         file_name = f"{i + 1:04}.jpg"
         picture.save(folder / "images" / file_name, quality=92)
-        images.append(
-            {
-                "id": i + 1,
-                "file_name": file_name,
-                "coco_url": f"images/{file_name}",
-                "width": WIDTH,
-                "height": HEIGHT,
-                "neg_category_ids": [],
-                "not_exhaustive_category_ids": [],
-            }
-        )
+        images.append(file_name)
+    return write(folder, images, annotations, CATEGORIES)
+
+
+def spread(counts: Mapping[str, int], pictures: int, rng: np.random.Generator) -> list[list[str]]:
+    """Which categories each picture shows, when each is in so many; evenly full."""
+    contents: list[list[str]] = [[] for _ in range(pictures)]
+    for name, n in counts.items():
+        # Into the pictures that have least in them.
+        order = sorted(range(pictures), key=lambda i: (len(contents[i]), rng.random()))
+        for i in order[:n]:
+            contents[i].append(name)
+    return contents
+
+
+def write(
+    folder: Path,
+    file_names: Sequence[str],
+    annotations: Sequence[Mapping[str, Any]],
+    table: Mapping[str, tuple[int, int]],
+) -> Path:
+    """Write an LVIS annotation file, ``train.json``.
+
+    Args:
+        folder: with ``images/``.
+        file_names: of the pictures, which have ids from 1.
+        annotations: without ids.
+        table: LVIS id and number of training pictures by name.
+
+    Returns:
+        the file.
+    """
+    images = [
+        {
+            "id": i,
+            "file_name": name,
+            "coco_url": f"images/{name}",
+            "width": WIDTH,
+            "height": HEIGHT,
+            "neg_category_ids": [],
+            "not_exhaustive_category_ids": [],
+        }
+        for i, name in enumerate(file_names, start=1)
+    ]
+    numbered = [{"id": i, **a} for i, a in enumerate(annotations, start=1)]
     path = folder / "train.json"
     path.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": _table()})
+        json.dumps({"images": images, "annotations": numbered, "categories": _table(table)})
     )
     return path
 
@@ -195,7 +223,7 @@ def _pairs(points: Points) -> Any:
     return zip(points, [*points[1:], points[0]])
 
 
-def _table() -> list[dict[str, Any]]:
+def _table(table: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
     return sorted(
         (
             {
@@ -208,7 +236,7 @@ def _table() -> list[dict[str, Any]]:
                 "image_count": pictures,
                 "instance_count": pictures,
             }
-            for name, (dataset_id, pictures) in CATEGORIES.items()
+            for name, (dataset_id, pictures) in table.items()
         ),
         key=lambda row: int(str(row["id"])),
     )

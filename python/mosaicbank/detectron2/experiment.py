@@ -1,14 +1,21 @@
 """Does it help? ``python -m mosaicbank.detectron2.experiment``: AP with and without mosaicbank.
 
-A long-tailed set of drawings (three of eight categories in two pictures each) in a style that
-the embedded model has not been trained on; a small Mask R-CNN from nothing; the same schedule and
-seeds with Detectron2's repeat-factor sampling alone, and with mosaics and pasted instances of a
-prewarmed bank on top. Evaluated on a balanced set of other drawings. Says what comes out.
+A long-tailed set of drawings; a small Mask R-CNN from nothing; the same schedule and seeds with
+Detectron2's repeat-factor sampling alone, and with mosaics and pasted instances of a prewarmed
+bank on top. Evaluated on a balanced set of other drawings. Says what comes out.
+
+``--art art.zip`` (made by ``python/train_embedded/prepare.py``): the objects are the pictures that
+the embedded model has learnt from, as a model for photographs knows the world that the training
+set is of; six of sixteen categories are in two training pictures each. Without it: the drawings of
+``make demo`` (three of eight), in a style that the embedded model has never seen.
+
+Started again in the same ``--out`` with the same options, it goes on after the last finished run.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -24,7 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from detectron2.config import get_cfg
 from detectron2.utils.env import seed_all_rng
 
-from mosaicbank.detectron2 import demo_data
+from mosaicbank.detectron2 import art_data, demo_data
 from mosaicbank.detectron2.config import add_mosaic_config
 from mosaicbank.detectron2.demo import log_to, say, which_detectron2
 from mosaicbank.detectron2.evaluation import category_ap
@@ -33,9 +40,43 @@ from mosaicbank.detectron2.trainer import MosaicTrainer
 ARMS = ("without", "with")
 _TRAIN, _VAL = "mosaicbank_experiment_train", "mosaicbank_experiment_val"
 _VAL_SEED = 1_000_003
+# Options that do not change what comes out of a run.
+_FREE = ("out", "engine_python", "seeds")
 
 
-def config(options: argparse.Namespace, arm: str, seed: int, bank: Path) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """The drawings: annotation files, and which categories are in few training pictures."""
+
+    train: Path
+    val: Path
+    names: tuple[str, ...]
+    rare: tuple[str, ...]
+
+
+def material(options: argparse.Namespace) -> Material:
+    """Draw the training and the validation set, and register them."""
+    train, val = options.out / "train", options.out / "val"
+    if options.art is None:
+        made = Material(
+            demo_data.make_training_set(train),
+            demo_data.make_training_set(val, _VAL_SEED, balanced=True),
+            tuple(demo_data.CATEGORIES),
+            demo_data.RARE,
+        )
+    else:
+        made = Material(
+            art_data.make_training_set(train, options.art),
+            art_data.make_training_set(val, options.art, _VAL_SEED, balanced=True),
+            (*art_data.FREQUENT, *art_data.RARE),
+            art_data.RARE,
+        )
+    demo_data.register(_TRAIN, made.train)
+    demo_data.register(_VAL, made.val)
+    return made
+
+
+def config(options: argparse.Namespace, data: Material, arm: str, seed: int, bank: Path) -> Any:
     """The demo's model, for longer, with an evaluation at the end."""
     cfg = get_cfg()
     add_mosaic_config(cfg)
@@ -43,8 +84,10 @@ def config(options: argparse.Namespace, arm: str, seed: int, bank: Path) -> Any:
     cfg.SEED = seed
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (_TRAIN,), (_VAL,)
     cfg.MODEL.DEVICE = options.device
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(demo_data.CATEGORIES)
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 224, 320
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(data.names)
+    edge = options.short_edge
+    cfg.INPUT.MIN_SIZE_TRAIN = (edge * 6 // 7, edge, edge * 8 // 7)
+    cfg.INPUT.MIN_SIZE_TEST = edge
     cfg.SOLVER.MAX_ITER = options.iterations
     cfg.SOLVER.STEPS = (options.iterations * 3 // 4,)
     cfg.SOLVER.WARMUP_ITERS = options.iterations // 10
@@ -58,42 +101,63 @@ def config(options: argparse.Namespace, arm: str, seed: int, bank: Path) -> Any:
     cfg.MOSAIC.FEEDBACK = False
     cfg.MOSAIC.PASTE.MIN_INSTANCES = 0
     cfg.MOSAIC.PASTE.MAX_INSTANCES = 4
-    cfg.MOSAIC.PASTE.CATEGORIES = list(demo_data.RARE)
+    cfg.MOSAIC.PASTE.CATEGORIES = list(data.rare)
     cfg.freeze()
     return cfg
 
 
-def scores(results: Mapping[str, Any]) -> dict[str, float]:
-    """AP and AP_r, percent, of masks."""
+def scores(results: Mapping[str, Any], rare_names: Sequence[str]) -> dict[str, float]:
+    """AP, AP_r and AP_f, percent, of masks."""
     _, per_category = category_ap(results)
-    rare = [per_category[name] for name in demo_data.RARE]
+    rare = [per_category[name] for name in rare_names]
     return {
         "AP": float(results["segm"]["AP"]),
         "AP_r": statistics.fmean(rare),
-        "AP_f": statistics.fmean(ap for n, ap in per_category.items() if n not in demo_data.RARE),
+        "AP_f": statistics.fmean(ap for n, ap in per_category.items() if n not in rare_names),
     }
 
 
-def one_run(options: argparse.Namespace, arm: str, seed: int, bank: Path) -> dict[str, float]:
+def one_run(
+    options: argparse.Namespace, data: Material, arm: str, seed: int, bank: Path
+) -> dict[str, float]:
     """Train and evaluate one arm with one seed."""
-    cfg = config(options, arm, seed, bank)
+    cfg = config(options, data, arm, seed, bank)
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     seed_all_rng(seed)  # the model's beginning is the same in both arms
     trainer = MosaicTrainer(cfg)
     trainer.train()
-    return scores(trainer._last_eval_results)
+    return scores(trainer._last_eval_results, data.rare)
+
+
+def finished(results: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The runs that are in ``results`` already.
+
+    Raises:
+        ValueError: they were made with other options.
+    """
+    if not results.exists():
+        return []
+    before = json.loads(results.read_text())
+    if before["options"] != settings:
+        raise ValueError(
+            f"{results}: expected runs with {settings}, got {before['options']}\n"
+            "  another --out, or the same options, go on"
+        )
+    return list(before["runs"])
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="mosaicbank.detectron2.experiment", description=__doc__)
     made.add_argument("--out", type=Path, default=Path("out/experiment"))
+    made.add_argument("--art", type=Path, help="art.zip of python/train_embedded/prepare.py")
     made.add_argument("--engine-python", default="", help="Python that has the engine")
     made.add_argument("--config", default="configs/detectron2/demo_mask_rcnn_R_18_FPN.yaml")
     made.add_argument("--model", default="embedded")
     made.add_argument("--device", default="cpu", help="of the trainer")
     made.add_argument("--iterations", type=int, default=400)
     made.add_argument("--batch", type=int, default=4)
+    made.add_argument("--short-edge", type=int, default=224, help="of the pictures, in pixels")
     made.add_argument("--lr", type=float, default=0.01)
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--mix-ratio", type=float, default=0.1)
@@ -108,34 +172,34 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     log_to(out / "detectron2.log")
     say(which_detectron2())
-    train = demo_data.make_training_set(out / "train")
-    val = demo_data.make_training_set(out / "val", _VAL_SEED, balanced=True)
-    demo_data.register(_TRAIN, train)
-    demo_data.register(_VAL, val)
+    data = material(options)
     bank = out / "bank"
     subprocess.run(
         [
             options.engine_python or sys.executable, "-m", "mosaicbank", "prewarm",
-            "--bank", str(bank), "--annotations", str(train), "--model", options.model,
-            "--categories", ",".join(demo_data.RARE),
+            "--bank", str(bank), "--annotations", str(data.train), "--model", options.model,
+            "--categories", ",".join(data.rare),
             "--per-category", str(options.per_category),
         ],
         check=True,
     )  # fmt: skip
-    runs: list[dict[str, Any]] = []
+    settings = {n: str(value) for n, value in vars(options).items() if n not in _FREE}
+    results = out / "results.json"
+    runs = finished(results, settings)
     for seed in range(1, options.seeds + 1):
         for arm in ARMS:
-            start = time.monotonic()
-            run = {"arm": arm, "seed": seed, **one_run(options, arm, seed, bank)}
-            run["seconds"] = time.monotonic() - start
-            runs.append(run)
+            run: Optional[dict[str, Any]] = next(
+                (r for r in runs if (r["arm"], r["seed"]) == (arm, seed)), None
+            )
+            if run is None:
+                start = time.monotonic()
+                run = {"arm": arm, "seed": seed, **one_run(options, data, arm, seed, bank)}
+                run["seconds"] = time.monotonic() - start
+                runs.append(run)
+                results.write_text(json.dumps({"options": settings, "runs": runs}, indent=1))
             say(
                 f"{arm:8} seed {seed}: AP {run['AP']:5.1f}  AP_r {run['AP_r']:5.1f}  "
                 f"AP_f {run['AP_f']:5.1f}  ({run['seconds']:.0f} s)"
-            )
-            settings = {name: str(value) for name, value in vars(options).items()}
-            (out / "results.json").write_text(
-                json.dumps({"options": settings, "runs": runs}, indent=1)
             )
     say()
     say(f"{'':8} {'AP':>14} {'AP_r':>14} {'AP_f':>14}   mean and standard deviation")

@@ -11,6 +11,7 @@ import contextlib
 import io
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -18,19 +19,76 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from detectron2.utils.file_io import PathHandler, PathManager
+from PIL import Image, ImageFile
 
 PREFIX = "mosaicbank-memory://"
+_MAGIC = (b"P5", b"P6")
 
-_images: dict[str, bytes] = {}
+_images: dict[str, npt.NDArray[np.uint8]] = {}
 _numbers = itertools.count()
 
 
-def _netpbm(image: npt.NDArray[np.uint8]) -> bytes:
-    """``uint8 [H, W, 3]`` RGB as PPM, ``uint8 [H, W]`` as PGM: no compression to pay for."""
-    kind = b"P6" if image.ndim == 3 else b"P5"
-    header = b"%s\n%d %d\n255\n" % (kind, image.shape[1], image.shape[0])
-    # One copy of the pixels, no more.
-    return b"".join((header, np.ascontiguousarray(image).data.cast("B")))
+class _Netpbm(io.RawIOBase):
+    """``uint8 [H, W, 3]`` RGB as a PPM file, ``uint8 [H, W]`` as PGM, without a copy of the pixels."""
+
+    def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
+        kind = b"P6" if pixels.ndim == 3 else b"P5"
+        self.pixels = pixels
+        self.header = b"%s\n%d %d\n255\n" % (kind, pixels.shape[1], pixels.shape[0])
+        self._parts = (memoryview(self.header), pixels.data.cast("B"))
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: sum(map(len, self._parts))}
+        self._at = max(0, start[whence] + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        into, at = memoryview(buffer).cast("B"), self._at
+        for part in self._parts:
+            if at < len(part):
+                n = min(len(into), len(part) - at)
+                into[:n] = part[at : at + n]
+                self._at += n
+                return n
+            at -= len(part)
+        return 0
+
+
+class _HeldImage(ImageFile.ImageFile):
+    """Pillow's view of a held image: an array of it is the pixels themselves, not a copy."""
+
+    format = "MOSAICBANK"
+
+    def _open(self) -> None:
+        file: Any = self.fp
+        if not isinstance(file, _Netpbm):
+            raise SyntaxError("not an image that mosaicbank holds")
+        height, width = file.pixels.shape[:2]
+        mode = "RGB" if file.pixels.ndim == 3 else "L"
+        # As Pillow's own plugins do; `mode` was an attribute before Pillow 10.1.
+        setattr(self, "_mode" if isinstance(Image.Image.mode, property) else "mode", mode)
+        self._size = (width, height)
+        self.tile = [("raw", (0, 0, width, height), len(file.header), (mode, 0, 1))]
+        self._pixels = file.pixels.view()
+        self._pixels.flags.writeable = False
+
+    def convert(self, mode: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return self if mode == self.mode else super().convert(mode, *args, **kwargs)
+
+    @property
+    def __array_interface__(self) -> Any:
+        # Once it is loaded, Pillow has a copy of its own, which may have been drawn on.
+        return self._pixels.__array_interface__ if self.tile else super().__array_interface__
 
 
 class _MemoryHandler(PathHandler):  # type: ignore[misc]
@@ -48,7 +106,7 @@ class _MemoryHandler(PathHandler):  # type: ignore[misc]
             raise ValueError(f"{path}: expected mode 'rb', got {mode!r}")
         if path not in _images:
             raise FileNotFoundError(path)
-        return io.BytesIO(_images[path])
+        return _Netpbm(_images[path])
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         # For mappers that hand the path to another reader; removed with the image.
@@ -56,7 +114,7 @@ class _MemoryHandler(PathHandler):  # type: ignore[misc]
             raise FileNotFoundError(path)
         target = _local_name(path)
         with open(target, "wb") as file:
-            file.write(_images[path])
+            shutil.copyfileobj(_Netpbm(_images[path]), file)
         return target
 
 
@@ -69,6 +127,11 @@ def _register() -> None:
     # Once per process: a spawned worker starts with a new manager.
     if not any(str(p).startswith(PREFIX) for p in getattr(PathManager, "_path_handlers", {})):
         PathManager.register_handler(_MemoryHandler())
+    if _HeldImage.format not in Image.OPEN:
+        Image.register_open(_HeldImage.format, _HeldImage, lambda prefix: prefix[:2] in _MAGIC)
+        # Before Pillow's own reader of these formats, which takes what is not ours.
+        Image.ID.remove(_HeldImage.format)
+        Image.ID.insert(0, _HeldImage.format)
 
 
 _register()
@@ -84,7 +147,7 @@ def held(image: npt.NDArray[np.uint8], name: str = "image") -> Iterator[str]:
     """
     suffix = "ppm" if image.ndim == 3 else "pgm"
     path = f"{PREFIX}{next(_numbers)}/{name}.{suffix}"
-    _images[path] = _netpbm(image)
+    _images[path] = np.ascontiguousarray(image)
     try:
         yield path
     finally:
