@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 PY := $(CURDIR)/$(VENV)/bin/python
-RUST_SOURCES := Cargo.toml Cargo.lock setup.py $(shell find src -name '*.rs')
+RUST_SOURCES := Cargo.toml Cargo.lock setup.py $(shell find src -type f)
 
 # Where cargo finds libtorch: in .venv's torch. The same variables with the same values as
 # setup.py sets, so that libtorch's C++ shim is compiled once per profile.
