@@ -69,7 +69,7 @@ def train(cfg, annotations, folder, spawn, act=lambda hook, iteration: None):
     cfg.OUTPUT_DIR = str(folder / "output")
     cfg.MOSAIC.BANK = str(folder / "bank")
     cfg.MOSAIC.ENGINE.SPAWN = spawn
-    table = demo_data._table()
+    table = demo_data.category_table()
     bank = mosaicbank.Bank.create(cfg.MOSAIC.BANK, table, max_uses=0)
     bank.put_mosaics([made.mosaic(k, [row["name"]]) for k, row in enumerate(table)])
     os.makedirs(cfg.OUTPUT_DIR)
