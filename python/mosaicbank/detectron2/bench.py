@@ -162,7 +162,7 @@ class Clock:
     """CPU seconds by part; parts may lie within each other."""
 
     def __init__(self) -> None:
-        self.seconds: collections.Counter[str] = collections.Counter()
+        self.seconds: dict[str, float] = collections.defaultdict(float)
 
     def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         """``function``, its time counted as ``part``."""
@@ -238,7 +238,9 @@ def training(cfg: Any, options: argparse.Namespace) -> int:
                 wall[name].append(time.perf_counter() - start[1])
     for what, times in (("CPU time of the trainer", cpu), ("time on the clock", wall)):
         off, on = statistics.median(times["off"]), statistics.median(times["on"])
-        print(f"{what:24} {1e3 * off:7.1f} ms without {1e3 * on:7.1f} ms with: {off / on:.1%} speed")
+        print(
+            f"{what:24} {1e3 * off:7.1f} ms without {1e3 * on:7.1f} ms with: {off / on:.1%} speed"
+        )
     for name in ("off", "on"):
         positive = trainers[name].storage.history("roi_head/num_fg_samples").global_avg()
         print(f"positive proposals per image, {name:3}: {positive:.1f}")
@@ -281,12 +283,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     ours = iter(loader)
     seconds_per_image(ours, 5)
     times: dict[str, list[float]] = {"off": [], "on": []}
-    parts = {"off": collections.Counter[str](), "on": collections.Counter[str]()}
+    parts: dict[str, dict[str, float]] = {"off": {}, "on": {}}
     for _ in range(options.turns):
         for name, iterator in (("off", own), ("on", ours)):
             clock.seconds.clear()
             times[name].append(seconds_per_image(iterator, options.images))
-            parts[name].update(clock.seconds)
+            for part, seconds in clock.seconds.items():
+                parts[name][part] = parts[name].get(part, 0.0) + seconds
     off, on = (statistics.median(times[name]) for name in ("off", "on"))
     result = {
         "off_ms": 1e3 * off,

@@ -102,7 +102,8 @@ class Watch(HookBase):  # type: ignore[misc]
                 name = f"{self.trainer.iter:03}-{place}-{kind}"
                 if info["category"] is not None:
                     name += "-" + names[info["category"]]
-                _save(picture_of(sample, names, loader.image_format), self.folder / f"{name}.png")
+                picture = picture_of(sample, names, loader.image_format, scale=2)
+                _save(picture, self.folder / f"{name}.png")
 
 
 def _save(picture: Any, path: Path) -> None:
@@ -122,7 +123,8 @@ def prewarm(python: str, bank: Path, annotations: Path, options: argparse.Namesp
         "--model", options.model,
         "--device", "cpu",
     ]  # fmt: skip
-    say("$ " + " ".join(command))
+    say(f"2. The bank beforehand: {options.per_category} mosaics for each rare category, made with")
+    say("   $ " + " ".join(command))
     subprocess.run(command, check=True)
 
 
@@ -163,17 +165,18 @@ def report(trainer: MosaicTrainer, bank: mosaicbank.Bank, before: dict[str, Any]
     say(f"never used   {counts.fresh} of {counts.mosaics + counts.pasted} when drawn")
     say(f"misses       {counts.misses} (a mosaic was asked for, and a real image came)")
     say(f"failures     {counts.errors}")
-    made = after["added"] - before["added"]
     say(
         f"bank         {before['mosaics']} mosaics and {before['instances']} instances before, "
-        f"{after['mosaics']} and {after['instances']} after; {made} records came in meanwhile"
+        f"{after['mosaics']} and {after['instances']} after"
     )
     for b in engines:
         say(
-            f"engine       {b.get('state')}: {b.get('mosaics', 0)} mosaics, "
-            f"{b.get('instances', 0)} instances, {b.get('rejected', 0)} regions rejected"
+            f"engine       made {b.get('mosaics', 0)} mosaics with {b.get('instances', 0)} "
+            f"instances meanwhile, {b.get('rejected', 0)} regions rejected; now {b.get('state')}"
             + (f"; last error: {b['last_error']['message']}" if b.get("last_error") else "")
         )
+        if not b.get("mosaics"):
+            say("             (the machine was too busy: more --iterations give it more time)")
     if not engines:
         say("engine       none was seen; the training ran without")
     finished = trainer.iter >= trainer.max_iter
@@ -224,20 +227,28 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     say(_RULE)
     annotations = demo_data.make_training_set(out / "data")
     demo_data.register(DATASET, annotations)
-    say(f"drew a training set: {annotations}")
+    rare = ", ".join(demo_data.RARE)
+    say(f"1. A training set of drawings, {annotations}")
+    say(f"   {len(demo_data.CATEGORIES)} categories; rare, in two pictures each: {rare}")
     prewarm(engine, bank_path, annotations, options)
     bank = mosaicbank.Bank.open(bank_path)
     before = dict(bank.stats())
     say(_RULE)
     trainer = MosaicTrainer(config(options, bank_path))
     trainer.register_hooks([Watch(saw)])
-    say("training; what each sample was:")
+    say("3. Training, while an engine goes on filling the bank. For each iteration, what the")
+    say("   pictures of its batch were: a mosaic from the bank (for the category that was short),")
+    say("   or a real picture, with instances of the bank pasted on it.")
     began = time.monotonic()
     trainer.train()
     say(f"{options.iterations} iterations in {time.monotonic() - began:.0f} s")
     say(_RULE)
+    say("4. What happened")
     complete = report(trainer, bank, before)
-    say(f"pictures     {sum(1 for _ in saw.iterdir())} in {saw}")
+    say(
+        f"pictures     {sum(1 for _ in saw.iterdir())} of what the trainer saw, labels drawn on, in"
+    )
+    say(f"             {saw} (iteration-place-kind.png)")
     say(f"all of it in {time.monotonic() - start:.0f} s")
     return 0 if complete else 1
 

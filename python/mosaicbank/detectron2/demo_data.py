@@ -214,7 +214,7 @@ def write(
     numbered = [{"id": i, **a} for i, a in enumerate(annotations, start=1)]
     path = folder / "train.json"
     path.write_text(
-        json.dumps({"images": images, "annotations": numbered, "categories": _table(table)})
+        json.dumps({"images": images, "annotations": numbered, "categories": category_table(table)})
     )
     return path
 
@@ -223,7 +223,10 @@ def _pairs(points: Points) -> Any:
     return zip(points, [*points[1:], points[0]])
 
 
-def _table(table: Mapping[str, tuple[int, int]]) -> list[dict[str, Any]]:
+def category_table(
+    table: Mapping[str, tuple[int, int]] = CATEGORIES,
+) -> list[dict[str, Any]]:
+    """``categories`` of an LVIS annotation file, from id and number of pictures by name."""
     return sorted(
         (
             {

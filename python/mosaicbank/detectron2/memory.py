@@ -29,7 +29,7 @@ _numbers = itertools.count()
 
 
 class _Netpbm(io.RawIOBase):
-    """``uint8 [H, W, 3]`` RGB as a PPM file, ``uint8 [H, W]`` as PGM, without a copy of the pixels."""
+    """``uint8 [H, W, 3]`` RGB as a PPM file, ``uint8 [H, W]`` as PGM; the pixels are not copied."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
         kind = b"P6" if pixels.ndim == 3 else b"P5"
@@ -78,7 +78,8 @@ class _HeldImage(ImageFile.ImageFile):
         # As Pillow's own plugins do; `mode` was an attribute before Pillow 10.1.
         setattr(self, "_mode" if isinstance(Image.Image.mode, property) else "mode", mode)
         self._size = (width, height)
-        self.tile = [("raw", (0, 0, width, height), len(file.header), (mode, 0, 1))]
+        place = ("raw", (0, 0, width, height), len(file.header), (mode, 0, 1))
+        self.tile = [place]  # type: ignore[list-item]  # a named tuple since Pillow 11
         self._pixels = file.pixels.view()
         self._pixels.flags.writeable = False
 

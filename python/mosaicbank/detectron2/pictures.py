@@ -33,7 +33,10 @@ def title_of(info: SampleInfo, names: Sequence[str]) -> str:
 
 
 def picture_of(
-    sample: Mapping[str, Any], names: Sequence[str], image_format: str = "BGR"
+    sample: Mapping[str, Any],
+    names: Sequence[str],
+    image_format: str = "BGR",
+    scale: float = 1.0,
 ) -> npt.NDArray[np.uint8]:
     """A mapped sample with its boxes, masks and names drawn on it.
 
@@ -41,6 +44,7 @@ def picture_of(
         sample: with ``image``, a tensor [3, H, W] of 0..255, and ``instances``.
         names: by contiguous class.
         image_format: channel order of the image.
+        scale: of the picture, for small ones.
 
     Returns:
         ``uint8 [H', W', 3]``, RGB.
@@ -52,7 +56,7 @@ def picture_of(
     masks = instances.gt_masks if instances.has("gt_masks") else None
     if masks is not None:
         masks = masks.polygons if hasattr(masks, "polygons") else masks.tensor.numpy()
-    drawn = Visualizer(np.ascontiguousarray(image).clip(0, 255).astype(np.uint8))
+    drawn = Visualizer(np.ascontiguousarray(image).clip(0, 255).astype(np.uint8), scale=scale)
     output = drawn.overlay_instances(
         boxes=instances.gt_boxes.tensor.numpy(),
         labels=[names[int(c)] for c in instances.gt_classes],

@@ -95,52 +95,10 @@ def make_training_set(folder):
     return path
 
 
-def load(path):
-    """The file as Detectron2 dataset dictionaries with contiguous classes."""
-    from detectron2.structures import BoxMode
-
-    data = json.loads(path.read_text())
-    contiguous = {c["id"]: i for i, c in enumerate(data["categories"])}
-    of = {image["id"]: [] for image in data["images"]}
-    for a in data["annotations"]:
-        of[a["image_id"]].append(
-            {
-                "bbox": a["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "segmentation": a["segmentation"],
-                "category_id": contiguous[a["category_id"]],
-                "iscrowd": 0,
-            }
-        )
-    return [
-        {
-            "file_name": str(path.parent / "images" / image["file_name"]),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-            "neg_category_ids": image["neg_category_ids"],
-            "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
-            "annotations": of[image["id"]],
-        }
-        for image in data["images"]
-    ]
-
-
 def register(name, path):
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from mosaicbank.detectron2 import demo_data
 
-    data = json.loads(path.read_text())
-    if name not in DatasetCatalog.list():
-        DatasetCatalog.register(name, lambda: load(path))
-        MetadataCatalog.get(name).set(
-            thing_classes=[c["name"] for c in data["categories"]],
-            thing_dataset_id_to_contiguous_id={
-                c["id"]: i for i, c in enumerate(data["categories"])
-            },
-            json_file=str(path),
-            image_root=str(path.parent / "images"),
-            evaluator_type="coco",
-        )
+    demo_data.register(name, path)
     return name
 
 
