@@ -78,17 +78,24 @@ pub(super) fn catch_stop() -> Result<()> {
     ONCE.call_once(|| {
         out = ctrlc::set_handler(|| {
             if STOP.swap(true, Ordering::SeqCst) {
-                std::process::exit(i32::from(super::EXIT_INTERRUPTED));
+                end_now();
             }
             std::thread::spawn(|| {
                 std::thread::sleep(PATIENCE);
                 eprintln!("mosaicbank: stopped");
-                std::process::exit(i32::from(super::EXIT_INTERRUPTED));
+                end_now();
             });
         })
         .map_err(|e| Error::backend("Ctrl-C handler", e));
     });
     out
+}
+
+/// Ends the process at once: libtorch's and Python's clean-up beside threads that still compute
+/// would crash.
+fn end_now() -> ! {
+    // SAFETY: runs no clean-up, and does not return.
+    unsafe { libc::_exit(i32::from(super::EXIT_INTERRUPTED)) }
 }
 
 /// # Errors
