@@ -94,6 +94,9 @@ def config(options: argparse.Namespace, data: Material, arm: str, seed: int, ban
     cfg.SOLVER.WARMUP_ITERS = options.iterations // 10
     cfg.SOLVER.BASE_LR = options.lr
     cfg.SOLVER.IMS_PER_BATCH = options.batch
+    # Both arms: from nothing, with few iterations to warm up in, a run may diverge.
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     cfg.SOLVER.CHECKPOINT_PERIOD = max(1, options.iterations // 10)
     cfg.OUTPUT_DIR = str(options.out / f"{arm}-{seed}")
     cfg.MOSAIC.ENABLED = arm == "with"
