@@ -249,7 +249,14 @@ fn two_handles_on_one_bank_share_an_environment() {
 fn a_bank_of_format_1_is_read() {
     let kept = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bank-1");
     let small = Size::new(20, 24);
-    let originals: Vec<_> = (0..2).map(|s| mosaic(s, s as u32, 1, small)).collect();
+    // Its records do not say yet how they were made.
+    let old = |seed: u64| {
+        let mut m = mosaic(seed, seed as u32, 1, small);
+        m.making = None;
+        m.regions.iter_mut().for_each(|r| r.way = None);
+        m
+    };
+    let originals: Vec<_> = (0..2).map(old).collect();
     if std::env::var_os("MOSAICBANK_NEW_GOLDEN").is_some() {
         let bank = Bank::create(&kept, info(3, Limits::default())).unwrap();
         bank.put_mosaics(&originals).unwrap();
