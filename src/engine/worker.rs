@@ -259,10 +259,6 @@ impl Shared<'_> {
         drop(coming);
         self.pulse.set(|b| b.coming = listed);
     }
-
-    fn nothing_coming(&self) -> bool {
-        self.coming.lock().iter().all(|n| *n == 0)
-    }
 }
 
 /// Each category of a mosaic once.
@@ -366,6 +362,8 @@ impl DeviceLoop<'_> {
                     // Before the stock is looked at: what is written in between then counts
                     // twice, and not never.
                     let coming = self.shared.coming.lock().clone();
+                    // What was decided while something was on its way is decided again.
+                    let settled = coming.iter().all(|n| *n == 0);
                     let next = self.source.get_mut().next(
                         self.shared.bank,
                         &coming,
@@ -380,8 +378,8 @@ impl DeviceLoop<'_> {
                     });
                     match next {
                         Next::Make(batch) => self.order(batch, seeds)?,
-                        Next::Done if self.shared.nothing_coming() => return Ok(()),
-                        Next::Done | Next::Wait if !self.shared.nothing_coming() => {
+                        Next::Done if settled => return Ok(()),
+                        Next::Done | Next::Wait if !settled => {
                             self.wait(planning, SHORT_WAIT)?;
                             continue;
                         }
