@@ -587,3 +587,20 @@ def test_real_annotated_images(cfg, tmp_path, mask_format):
                 assert int(last) in {p["category"] for p in info["pasted"]}
     assert loader.counts.errors == 0
     assert loader.counts.pasted > 40 and loader.counts.mosaics > 4
+
+
+def test_the_state_is_plain(cfg, bank):
+    """Since 2.6, ``torch.load`` takes nothing else out of a checkpoint by default."""
+
+    def types(value):
+        if isinstance(value, dict):
+            return {type(value)}.union(*map(types, value.values()))
+        if isinstance(value, (list, tuple)):
+            return {type(value)}.union(*map(types, value))
+        return {type(value)}
+
+    loader = build_mosaic_train_loader(cfg)
+    state = loader.state_dict()
+    assert types(state) <= {dict, list, tuple, int, float, str, bool, type(None)}
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
