@@ -713,9 +713,8 @@ def run_export(args: argparse.Namespace, preset: Preset, device: torch.device) -
             "lambda": 32.0,
         },
         # The attention was trained to be the share of each cell that the object covers: the finest
-        # level alone has the sharpest outline (0.824 IoU with known alpha; all three 0.80), and a
-        # threshold a little below one half the best agreement (0.764 IoU with U^2-Net-p on half of
-        # the categories; Otsu's 0.758).
+        # level alone has the sharpest outline, and a threshold a little below one half agrees best
+        # with another segmenter.
         "attention": {"levels": [0]},
         "threshold": {"fixed": 0.4},
     }
