@@ -50,7 +50,7 @@ from tqdm import tqdm
 
 ATTENTION_WEIGHT = 0.05
 """Weight of the subject token's mask loss, layer by layer, beside the noise loss."""
-OUTLINE_WEIGHT = 0.15
+OUTLINE_WEIGHT = 0.3
 """Weight of the mask loss of all layers' mean map beside the noise loss."""
 KL_WEIGHT = 1e-3
 """Weight of the mean KL divergence per latent value."""
