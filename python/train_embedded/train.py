@@ -50,14 +50,15 @@ from tqdm import tqdm
 
 ATTENTION_WEIGHT = 0.05
 """Weight of the subject token's mask loss, layer by layer, beside the noise loss."""
-OUTLINE_WEIGHT = 0.3
-"""Weight of the mask loss of all layers' mean map beside the noise loss."""
+OUTLINE_WEIGHT = 0.5
+"""Weight of the loss of the layers' mean map (`outline_loss`) beside the noise loss."""
 KL_WEIGHT = 1e-3
 """Weight of the mean KL divergence per latent value."""
 NEW_FACTOR = 2.0
 """How much more often categories are drawn that a checkpoint did not have yet."""
-MASK_LEVELS = 2
-"""Attention levels, from the finest on, whose mean map is trained on the outline."""
+MASK_LEVELS = 1
+"""Attention levels, from the finest on, whose mean map is trained on the outline: those that the
+exported recipe takes the mask from."""
 SYNC_STEPS = 8
 """Steps after which ``--workers`` average their weights."""
 SNR_CAP = 5.0
@@ -368,7 +369,7 @@ def outline_loss(
     subject: torch.Tensor,
     shapes: dict[int, tuple[int, int]],
 ) -> torch.Tensor:
-    """Mean soft Dice loss of what becomes the mask: the mean of the two finest levels' maps.
+    """Mean soft Dice loss of what becomes the mask: the mean of the finest level's maps.
 
     Arguments as in :func:`attention_loss`. The single layers may be blurred as long as their
     mean follows the outline.
@@ -715,7 +716,7 @@ def run_export(args: argparse.Namespace, preset: Preset, device: torch.device) -
         # The attention was trained to be the share of each cell that the object covers: the finest
         # level alone has the sharpest outline, and a threshold a little below one half agrees best
         # with another segmenter.
-        "attention": {"levels": [0]},
+        "attention": {"levels": list(range(MASK_LEVELS))},
         "threshold": {"fixed": 0.4},
     }
     recipe = {"recipe": recommended, "samples_seen": seen}

@@ -86,12 +86,16 @@ def config(options: argparse.Namespace, bank: Path) -> Any:
     add_mosaic_config(cfg)
     if options.training:
         cfg.merge_from_file(options.config)
+        # No weights are loaded: with frozen statistics the network would diverge.
+        cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT = "BN", 0
     cfg.DATASETS.TRAIN = (_DATASET,)
     cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
     cfg.DATALOADER.NUM_WORKERS = options.workers if options.training else 0
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.INPUT.MASK_FORMAT = options.mask_format
-    cfg.INPUT.MIN_SIZE_TRAIN = (240,) if options.training else (640, 672, 704, 736, 768, 800)
+    cfg.INPUT.MIN_SIZE_TRAIN = (
+        (options.short_edge,) if options.training else (640, 672, 704, 736, 768, 800)
+    )
     cfg.MODEL.MASK_ON = True
     cfg.MODEL.DEVICE = "cpu"
     cfg.SOLVER.IMS_PER_BATCH = 2 if options.training else 1
@@ -141,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--training", type=int, default=0, help="pairs of training iterations")
     made.add_argument("--workers", type=int, default=1, help="of each loader, when training")
+    made.add_argument("--short-edge", type=int, default=240, help="px, when training")
     made.add_argument("--config", default="configs/detectron2/demo_mask_rcnn_R_18_FPN.yaml")
     return made
 
