@@ -134,3 +134,24 @@ fn a_wrong_checksum_is_found_and_a_newer_frame_named() {
     reseal(&mut bytes);
     assert!(decode_any(&bytes).unwrap_err().contains("frame version 9"));
 }
+
+/// Not a test: what `cargo fuzz` starts from. Without valid files it would take it forever to guess
+/// a magic number.
+#[test]
+#[ignore = "writes fuzz/corpus"]
+fn seeds_for_cargo_fuzz() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let write = |target: &str, name: &str, bytes: &[u8]| {
+        let dir = corpus.join(target);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join(name), bytes).unwrap();
+    };
+    for (i, frame) in frames().iter().enumerate() {
+        write("record", &format!("frame-{i}"), frame);
+    }
+    write("tree", "data.mdb", data_file());
+    let tmp = tempfile::tempdir().unwrap();
+    mosaicbank::bank::board::rebuild(tmp.path(), 80, 7).unwrap();
+    let board = std::fs::read(tmp.path().join("demand.bin")).unwrap();
+    write("board", "demand.bin", &board);
+}
