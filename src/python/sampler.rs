@@ -301,7 +301,7 @@ impl MosaicSampler {
 
     /// Everything to go on from here: after the last index that the newest iterator gave, or,
     /// with ``position`` (indices of this rank that were really used; prefetching workers run
-    /// ahead), from there.
+    /// ahead), from there. Numbers and lists of them, which ``torch.load`` takes from a checkpoint.
     #[pyo3(signature = (position=None))]
     fn state_dict<'py>(
         &self,
@@ -334,7 +334,7 @@ impl MosaicSampler {
         dict.set_item("epoch", state.epoch)?;
         dict.set_item("epoch_start", state.epoch_start)?;
         dict.set_item("weights_epoch", weights_epoch)?;
-        dict.set_item("weights", weights.into_pyarray(py))?;
+        dict.set_item("weights", weights)?;
         Ok(dict)
     }
 
@@ -369,9 +369,13 @@ impl MosaicSampler {
             let own = self.config.mix_ratio;
             return Err(Error::value("sampler state: mix_ratio", own, mix).into());
         }
+        let weights = get("weights")?;
         let weights = (
             get("weights_epoch")?.extract()?,
-            numbers::<f64>("weights", &get("weights")?)?,
+            // States of earlier versions hold an array.
+            weights
+                .extract()
+                .or_else(|_| numbers::<f64>("weights", &weights))?,
         );
         let start = State {
             position: get("position")?.extract()?,

@@ -14,7 +14,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Optional
 
-import numpy as np
 import torch.utils.data as torchdata
 from detectron2.data import common
 
@@ -111,11 +110,8 @@ class MosaicTrainingSampler(torchdata.Sampler):  # type: ignore[type-arg]
             position: indices of this rank that have arrived in the trainer.
             pending: places among them that were not in any batch yet, ascending.
         """
-        stream = dict(self.stream.state_dict(position))
-        # Plain numbers: since 2.6 torch loads no arrays out of a checkpoint.
-        stream["weights"] = [float(weight) for weight in stream["weights"]]
         return {
-            "stream": stream,
+            "stream": dict(self.stream.state_dict(position)),
             "pending": self._indices_at(pending),
         }
 
@@ -141,8 +137,7 @@ class MosaicTrainingSampler(torchdata.Sampler):  # type: ignore[type-arg]
         Raises:
             ValueError: it is of another stream.
         """
-        weights = np.asarray(state["stream"]["weights"], dtype=np.float64)
-        self.stream.load_state_dict({**state["stream"], "weights": weights})
+        self.stream.load_state_dict(state["stream"])
         self.pending = [int(index) for index in state["pending"]]
 
     def start_at(self, position: int) -> None:
