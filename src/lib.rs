@@ -10,7 +10,7 @@
 //!
 //! | room | does | must not |
 //! | --- | --- | --- |
-//! | [`error`], [`config`], [`geometry`], [`rng`] | words that every room shares | know any stage |
+//! | [`error`], [`recipe`], [`geometry`], [`rng`] | words that every room shares | know any stage |
 //! | [`dataset`] | LVIS/COCO JSON in, export and merge out | touch pixels |
 //! | `weights` | strict safetensors loading | know an architecture |
 //! | `text` | prompt to embedding | know the UNet |
@@ -29,8 +29,8 @@
 
 pub mod error;
 // What every room shares.
-pub mod config;
 pub mod geometry;
+pub mod recipe;
 pub mod rng;
 // Categories in, annotations out.
 pub mod dataset;

@@ -63,7 +63,7 @@ proptest! {
     fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..4096)) {
         fuzzing::record(&bytes);
         fuzzing::board(&bytes);
-        fuzzing::tree(&bytes);
+        fuzzing::lmdb_pages(&bytes);
     }
 
     #[test]
@@ -90,7 +90,7 @@ proptest! {
         let file = data_file();
         // Half of the damage goes to the first pages, where roots are.
         let d: Vec<_> = d.iter().map(|&(at, v)| (if head { at % 24_576 } else { at }, v)).collect();
-        fuzzing::tree(&damaged(file, &d, if cut < 50_000 { 0 } else { cut }));
+        fuzzing::lmdb_pages(&damaged(file, &d, if cut < 50_000 { 0 } else { cut }));
     }
 
     #[test]
@@ -149,7 +149,7 @@ fn seeds_for_cargo_fuzz() {
     for (i, frame) in frames().iter().enumerate() {
         write("record", &format!("frame-{i}"), frame);
     }
-    write("tree", "data.mdb", data_file());
+    write("lmdb_pages", "data.mdb", data_file());
     let tmp = tempfile::tempdir().unwrap();
     mosaicbank::bank::board::rebuild(tmp.path(), 80, 7).unwrap();
     let board = std::fs::read(tmp.path().join("demand.bin")).unwrap();

@@ -252,8 +252,8 @@ fn a_bank_of_format_1_is_read() {
     // Its records do not say yet how they were made.
     let old = |seed: u64| {
         let mut m = mosaic(seed, seed as u32, 1, small);
-        m.making = None;
-        m.regions.iter_mut().for_each(|r| r.way = None);
+        m.generation = None;
+        m.regions.iter_mut().for_each(|r| r.trace = None);
         m
     };
     let originals: Vec<_> = (0..2).map(old).collect();

@@ -14,20 +14,20 @@ use std::time::Duration;
 
 use bank_common::{new_bank, rectangle};
 use mosaicbank::bank::{Bank, Kind, MosaicRecord};
-use mosaicbank::config::Recipe;
+use mosaicbank::engine::backend::{Backend, Finisher, MadeBy, Order, mirror, record_of};
 use mosaicbank::engine::control::{Control, set_paused};
 use mosaicbank::engine::heartbeat::{Heartbeat, State};
-use mosaicbank::engine::maker::{Finisher, MadeBy, Maker, Order, mirror, record_of};
 use mosaicbank::engine::plan::Odds;
+use mosaicbank::engine::planner::{OnDemand, Prewarm};
 use mosaicbank::engine::seeds::Seeds;
-use mosaicbank::engine::source::{OnDemand, Prewarm};
-use mosaicbank::engine::worker::{Pulse, Settings, Source, run};
+use mosaicbank::engine::worker::{Planner, Settings, StatusWriter, run};
 use mosaicbank::geometry::{PixelBox, Size};
 use mosaicbank::instance::{Instance, Provenance};
 use mosaicbank::mask::Verdict;
 use mosaicbank::mosaic::{
     Canvas, Denoised, Layout, Mosaic, Progress, Region, RegionResult, Subject,
 };
+use mosaicbank::recipe::Recipe;
 use mosaicbank::{Error, Result};
 
 const STEPS: usize = 3;
@@ -75,7 +75,7 @@ fn recipe(regions: usize) -> Recipe {
     }
 }
 
-impl Maker for Fake {
+impl Backend for Fake {
     fn canvas(&self, order: &Order) -> Result<Canvas> {
         let recipe = recipe(order.categories.len());
         let layout = Layout::draw(&recipe, 4, order.layout)?;
@@ -207,14 +207,14 @@ impl Finisher for Fake {
     }
 
     fn record(&self, bank: &Bank, canvas: &Canvas, mosaic: &Mosaic) -> Result<MosaicRecord> {
-        let maker = MadeBy {
+        let backend = MadeBy {
             model: "fake",
             weights: "weights",
             device: "cpu",
             dtype: "float32",
             threads: 1,
         };
-        record_of(bank, canvas, mosaic, maker, "recipe")
+        record_of(bank, canvas, mosaic, backend, "recipe")
     }
 }
 
@@ -235,16 +235,16 @@ fn odds(odds: [f64; 3]) -> Odds {
 fn make(
     bank: &Bank,
     fake: &Fake,
-    source: &mut dyn Source,
+    source: &mut dyn Planner,
     settings: Settings,
 ) -> (Result<()>, Heartbeat) {
-    let pulse = Pulse::start(bank.path(), "test", || false).unwrap();
+    let status = StatusWriter::start(bank.path(), "test", || false).unwrap();
     let never = || false;
     let control = Control::new(bank.path(), &never);
     let mut seeds = Seeds::new(bank.path(), None);
-    let out = run(fake, bank, source, &mut seeds, &control, settings, &pulse);
-    pulse.end(&out);
-    let beat = pulse.set(|b| b.clone());
+    let out = run(fake, bank, source, &mut seeds, &control, settings, &status);
+    status.end(&out);
+    let beat = status.set(|b| b.clone());
     assert_eq!(
         Heartbeat::read(&beat.path(bank.path())).unwrap().state,
         beat.state
@@ -466,7 +466,7 @@ fn what_is_asked_for_is_made_first() {
     let made = AtomicUsize::new(0);
     let with = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        let pulse = Pulse::start(bank.path(), "test", || false).unwrap();
+        let status = StatusWriter::start(bank.path(), "test", || false).unwrap();
         let (fake, bank, control) = (&fake, &bank, &control);
         let engine = scope.spawn(move || {
             let wanted = (0..20).collect();
@@ -479,7 +479,7 @@ fn what_is_asked_for_is_made_first() {
                 &mut seeds,
                 control,
                 settings(1),
-                &pulse,
+                &status,
             )
         });
         while bank.stock().unwrap().total_mosaics < 40 {
@@ -511,7 +511,7 @@ fn several_engines_on_one_bank_never_use_a_seed_twice() {
             scope.spawn(move || {
                 let wanted = (0..6).collect();
                 let mut source = OnDemand::new(bank, wanted, 20, Odds::default(), id);
-                let pulse = Pulse::start(bank.path(), "test", || false).unwrap();
+                let status = StatusWriter::start(bank.path(), "test", || false).unwrap();
                 let never = || false;
                 let control = Control::new(bank.path(), &never);
                 let mut seeds = Seeds::new(bank.path(), None);
@@ -522,7 +522,7 @@ fn several_engines_on_one_bank_never_use_a_seed_twice() {
                     &mut seeds,
                     &control,
                     settings(2),
-                    &pulse,
+                    &status,
                 )
                 .unwrap();
             });

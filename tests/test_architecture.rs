@@ -9,13 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms that everybody may use.
-const SHARED: [&str; 4] = ["error", "config", "geometry", "rng"];
+const SHARED: [&str; 4] = ["error", "recipe", "geometry", "rng"];
 
 /// Room -> what it may use besides [`SHARED`]; `*` is every room.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("geometry", &[]),
-    ("config", &["mask"]),
+    ("recipe", &["mask"]),
     ("rng", &[]),
     ("dataset", &["instance", "mask"]),
     ("weights", &[]),

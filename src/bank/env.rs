@@ -24,7 +24,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, WithoutTls}
 use memmap2::Mmap;
 use parking_lot::Mutex;
 
-use super::tree::{self, Meta, Trees};
+use super::lmdb_pages::{self, Meta, Trees};
 use crate::error::{Error, Result};
 
 /// Bytes to bytes; keys sort as bytes.
@@ -103,8 +103,10 @@ impl OpenEnv {
     ///
     /// # Errors
     /// [`Error::Format`] with the first damage.
-    pub fn check(&self) -> Result<tree::Checked> {
-        self.snapshot(|map, meta| tree::check_file(map, meta).map_err(|d| self.damaged(d)))
+    pub fn check(&self) -> Result<lmdb_pages::Checked> {
+        self.snapshot(|map, meta| {
+            lmdb_pages::check_file(map, meta).map_err(|d| self.damaged(d))
+        })
     }
 
     fn snapshot<T>(&self, f: impl FnOnce(&[u8], &Meta) -> Result<T>) -> Result<T> {
@@ -116,7 +118,7 @@ impl OpenEnv {
         for _ in 0..1000 {
             let id = txn.id();
             let map = self.map.lock().clone();
-            let found = tree::meta_of(&map, id as u64);
+            let found = lmdb_pages::meta_of(&map, id as u64);
             let probe = self.begin()?;
             if probe.id() != id {
                 txn = probe;
@@ -436,7 +438,7 @@ fn open_env(dir: &Path) -> Result<OpenEnv> {
     let data = dir.join(DATA_FILE);
     let fresh = match std::fs::metadata(&data) {
         Ok(_) => {
-            super::tree::check_header(&data)?;
+            super::lmdb_pages::check_header(&data)?;
             false
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,

@@ -32,7 +32,7 @@ use sha2::{Digest, Sha256};
 
 use super::codec::{self, Codec, put_varint, take_varint};
 use super::index::{Kind, RecordId, u32_le};
-use super::way::{Making, Way};
+use super::trace::{Generation, RegionTrace};
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 use crate::instance::Provenance;
@@ -73,8 +73,8 @@ pub struct Region {
     /// [`KEPT`], or why the region has no instance.
     pub verdict: String,
     /// How it came to that, where it is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub way: Option<Way>,
+    #[serde(default, alias = "way", skip_serializing_if = "Option::is_none")]
+    pub trace: Option<RegionTrace>,
 }
 
 /// One object on a mosaic.
@@ -116,7 +116,7 @@ pub struct MosaicRecord {
     /// The seed.
     pub seed: u64,
     /// How to make it again, where it is known.
-    pub making: Option<Making>,
+    pub generation: Option<Generation>,
 }
 
 /// One object, cropped, as the bank keeps it for pasting.
@@ -155,8 +155,8 @@ struct MosaicMeta {
     weights: String,
     recipe: String,
     seed: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    making: Option<Making>,
+    #[serde(default, alias = "making", skip_serializing_if = "Option::is_none")]
+    generation: Option<Generation>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -246,8 +246,8 @@ impl MosaicRecord {
             }
             Ok(())
         };
-        if let Some(making) = &self.making {
-            making.validate(self.size)?;
+        if let Some(generation) = &self.generation {
+            generation.validate(self.size)?;
         }
         for region in &self.regions {
             known("region", region.category)?;
@@ -347,7 +347,7 @@ impl MosaicRecord {
             weights: self.weights.clone(),
             recipe: self.recipe.clone(),
             seed: self.seed,
-            making: self.making.clone(),
+            generation: self.generation.clone(),
         }
     }
 
@@ -424,7 +424,7 @@ impl MosaicRecord {
             weights: meta.weights,
             recipe: meta.recipe,
             seed: meta.seed,
-            making: meta.making,
+            generation: meta.generation,
         })
     }
 }

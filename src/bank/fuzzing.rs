@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{board as demand, format, tree};
+use super::{board as demand, format, lmdb_pages};
 
 /// A record: as it is, and with its checksum set right, so that what lies behind it is reached.
 pub fn record(bytes: &[u8]) {
@@ -21,12 +21,12 @@ pub fn board(bytes: &[u8]) {
 }
 
 /// An LMDB file: every lookup and walk that a reader makes.
-pub fn tree(bytes: &[u8]) {
-    let Ok(meta) = tree::newest_meta(bytes) else {
+pub fn lmdb_pages(bytes: &[u8]) {
+    let Ok(meta) = lmdb_pages::newest_meta(bytes) else {
         return;
     };
-    let _ = tree::check_file(bytes, &meta);
-    let trees = tree::Trees::new(bytes, &meta);
+    let _ = lmdb_pages::check_file(bytes, &meta);
+    let trees = lmdb_pages::Trees::new(bytes, &meta);
     for name in ["mosaics", "instances", "by_category", "places", "counters"] {
         let Ok(Some(root)) = trees.table(name) else {
             continue;

@@ -12,7 +12,7 @@
 //! | `feedback/`, `engine-*.json` | written by feedback and engines, not read here |
 //!
 //! Many processes read without locks, one writes at a time, each commit is atomic and durable.
-//! Readers never let LMDB interpret a tree page ([`tree`]) and verify each record's checksum
+//! Readers never let LMDB interpret a tree page ([`lmdb_pages`]) and verify each record's checksum
 //! ([`format`]): what is damaged is skipped and counted. Nothing here crosses a fork
 //! ([`env`]), owns a thread, or takes a lock that a forked child could inherit.
 
@@ -24,11 +24,11 @@ pub mod format;
 pub mod fuzzing;
 pub mod import;
 mod index;
+mod lmdb_pages;
 mod reader;
-mod tree;
+pub mod trace;
 pub mod uses;
 mod verify;
-pub mod way;
 mod writer;
 
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::format::{InstanceRecord, MosaicRecord, Region};
 use super::index::{self, Entry, Kind, Place, RecordId, Totals};
-use super::tree::{Root, Trees};
+use super::lmdb_pages::{Root, Trees};
 use super::{Bank, env};
 use crate::error::{Error, Result};
 use crate::geometry::Size;

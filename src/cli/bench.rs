@@ -12,11 +12,11 @@ use super::context::{Context, check_stop};
 use super::engine::{MakeArgs, Work};
 use crate::bank::{Bank, Choice};
 use crate::dataset::write_beside;
+use crate::engine::backend::{Backend, ModelBackend, Order};
 use crate::engine::heartbeat::{Heartbeat, State};
-use crate::engine::maker::{Maker, ModelMaker, Order};
 use crate::engine::plan::{Batch, REGION_COUNTS};
 use crate::engine::seeds::Seeds;
-use crate::engine::worker::{Next, Outlook, Report, Source, run as run_loop};
+use crate::engine::worker::{Next, Outlook, Planner, Report, run as run_loop};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mosaic::Progress;
@@ -69,12 +69,12 @@ pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<()> {
         .map_err(|_| Error::value("--seconds", "a number of at least 0", args.seconds))?;
     let dir = args.out.join("bank");
     let work = Work::start(&args.make, context, &dir, "bench")?;
-    work.run(|maker_of, work| {
-        let maker = maker_of()?;
-        let (generation, mut rows) = generation(args, work, &maker)?;
+    work.run(|load_backend, work| {
+        let backend = load_backend()?;
+        let (generation, mut rows) = generation(args, work, &backend)?;
         let (injection, more) = injection(&work.bank)?;
         rows.extend(more);
-        let (alongside, more) = alongside(args, context, work, &maker, seconds)?;
+        let (alongside, more) = alongside(args, context, work, &backend, seconds)?;
         rows.extend(more);
         let all = json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -119,7 +119,7 @@ struct Count {
     regions: u32,
 }
 
-impl Source for Count {
+impl Planner for Count {
     fn next(&mut self, _: &Bank, _: &[u64], most: usize) -> Result<Next> {
         let n = (most as u64).min(self.left);
         if n == 0 {
@@ -150,7 +150,11 @@ impl Source for Count {
 }
 
 /// (a) Mosaics and instances per second, the model's calls, where the time goes, memory.
-fn generation(args: &BenchArgs, work: &Work<'_>, maker: &ModelMaker) -> Result<(Value, Rows)> {
+fn generation(
+    args: &BenchArgs,
+    work: &Work<'_>,
+    backend: &ModelBackend,
+) -> Result<(Value, Rows)> {
     let categories = work.bank.categories().len() as u32;
     let regions = work.odds.counts().max().unwrap_or(REGION_COUNTS[0]);
     let mut seeds = Seeds::new(work.bank.path(), args.make.seed);
@@ -162,25 +166,25 @@ fn generation(args: &BenchArgs, work: &Work<'_>, maker: &ModelMaker) -> Result<(
             regions,
         };
         run_loop(
-            maker,
+            backend,
             &work.bank,
             &mut source,
             &mut seeds,
             &work.control(),
             work.settings,
-            &work.pulse,
+            &work.status,
         )
     };
     // Prompts are embedded and memory is taken the first time.
     make(work.settings.batch as u64)?;
-    let before = work.pulse.set(|b| b.clone());
+    let before = work.status.set(|b| b.clone());
     let begin = Instant::now();
     make(args.mosaics)?;
     let time = begin.elapsed().as_secs_f64();
-    let after = work.pulse.set(|b| b.clone());
+    let after = work.status.set(|b| b.clone());
     let share = |f: fn(&Heartbeat) -> f64| (f(&after) - f(&before)) / time;
     let instances = after.instances - before.instances;
-    let call = one_call(args, work, maker)?;
+    let call = one_call(args, work, backend)?;
     let peak = Heartbeat::peak_memory();
     let mut rows = Rows::new();
     let per_second = args.mosaics as f64 / time;
@@ -232,11 +236,11 @@ fn generation(args: &BenchArgs, work: &Work<'_>, maker: &ModelMaker) -> Result<(
 }
 
 /// Median time of a denoising step of one region: one call of the UNet, and little else.
-fn one_call(args: &BenchArgs, work: &Work<'_>, maker: &ModelMaker) -> Result<f64> {
+fn one_call(args: &BenchArgs, work: &Work<'_>, backend: &ModelBackend) -> Result<f64> {
     let mut seeds = Seeds::new(work.bank.path(), args.make.seed);
     let seed = seeds.take()?;
     let name = work.bank.categories().first().map(|c| c.name.clone());
-    let canvas = maker.canvas(&Order {
+    let canvas = backend.canvas(&Order {
         categories: name.into_iter().collect(),
         seed,
         layout: seed,
@@ -245,13 +249,13 @@ fn one_call(args: &BenchArgs, work: &Work<'_>, maker: &ModelMaker) -> Result<f64
     let mut times = Vec::new();
     let mut mark = Instant::now();
     let mut failed = None;
-    maker.denoise(
+    backend.denoise(
         &[canvas],
         1,
         &mut Progress {
             check: &mut check_stop,
             step: &mut |_, _| {
-                failed = maker.synchronize().err();
+                failed = backend.synchronize().err();
                 times.push(mark.elapsed().as_secs_f64());
                 mark = Instant::now();
             },
@@ -367,7 +371,7 @@ fn alongside(
     args: &BenchArgs,
     context: &Context,
     work: &Work<'_>,
-    maker: &ModelMaker,
+    backend: &ModelBackend,
     time: Duration,
 ) -> Result<(Value, Rows)> {
     let mut rows = Rows::new();
@@ -377,7 +381,7 @@ fn alongside(
     }
     let bank = &work.bank;
     // Not timed: memory is taken, and the caches warm up.
-    train(maker, Some(bank), time.min(Duration::from_secs(2)))?;
+    train(backend, Some(bank), time.min(Duration::from_secs(2)))?;
     let mut add = |name: String, speed: f64, mosaics: Option<f64>| {
         row(
             &mut rows,
@@ -392,10 +396,14 @@ fn alongside(
             "case": name, "iterations_per_second": speed, "mosaics_per_second": mosaics,
         }));
     };
-    add("without mosaicbank".into(), train(maker, None, time)?, None);
+    add(
+        "without mosaicbank".into(),
+        train(backend, None, time)?,
+        None,
+    );
     add(
         "warm bank, no engine".into(),
-        train(maker, Some(bank), time)?,
+        train(backend, Some(bank), time)?,
         None,
     );
     for &duty in args.duties.iter().filter(|d| **d > 0.0) {
@@ -403,7 +411,7 @@ fn alongside(
         engine.wait_until_it_works(bank)?;
         let before = engine.mosaics(bank);
         let begin = Instant::now();
-        let speed = train(maker, Some(bank), time)?;
+        let speed = train(backend, Some(bank), time)?;
         let made = engine.mosaics(bank).saturating_sub(before);
         let rate = made as f64 / begin.elapsed().as_secs_f64();
         add(format!("engine at duty {duty}"), speed, Some(rate));
@@ -496,8 +504,8 @@ impl Drop for Engine {
 }
 
 /// Trains a small network for `time`; iterations per second.
-fn train(maker: &ModelMaker, bank: Option<&Bank>, time: Duration) -> Result<f64> {
-    maker.generator().with_model("training", |model| {
+fn train(backend: &ModelBackend, bank: Option<&Bank>, time: Duration) -> Result<f64> {
+    backend.generator().with_model("training", |model| {
         let options = (Kind::Float, model.device);
         let mut weights: Vec<Tensor> = [(3, 32), (32, 64), (64, 64), (64, 8)]
             .iter()

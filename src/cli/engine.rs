@@ -9,13 +9,13 @@ use super::context::{Context, catch_stop, check_stop};
 use super::generate::recipe_values;
 use crate::bank::{Bank, INFO_FILE, Limits};
 use crate::dataset::CategoryTable;
+use crate::engine::backend::{ModelBackend, bank_info, prompt_table};
 use crate::engine::control::{Control, when_process_ends};
-use crate::engine::maker::{ModelMaker, bank_info, prompt_table};
-use crate::engine::needs;
+use crate::engine::demand;
 use crate::engine::plan::{Odds, REGION_COUNTS};
+use crate::engine::planner::OnDemand;
 use crate::engine::seeds::Seeds;
-use crate::engine::source::OnDemand;
-use crate::engine::worker::{Pulse, Settings, run as run_loop};
+use crate::engine::worker::{Settings, StatusWriter, run as run_loop};
 use crate::error::{Error, Result};
 use crate::mosaic::{Generator, parse_device, parse_dtype, regions_per_call};
 
@@ -115,11 +115,11 @@ pub(super) fn run(args: &EngineArgs, context: &Context) -> Result<()> {
             None => None,
         };
     let work = Work::start(&args.make, context, &args.bank, "engine")?;
-    work.run(|maker_of, work| {
+    work.run(|load_backend, work| {
         let drawable = work.drawable()?;
-        let wanted = needs::choose(&work.bank, &args.categories, &drawable)?;
-        let maker = maker_of()?;
-        let id = work.pulse.set(|b| b.id.clone());
+        let wanted = demand::choose(&work.bank, &args.categories, &drawable)?;
+        let backend = load_backend()?;
+        let id = work.status.set(|b| b.id.clone());
         let mut source = OnDemand::new(&work.bank, wanted, args.target, work.odds, &id)
             .with_drawable(drawable);
         let mut seeds = Seeds::new(work.bank.path(), args.make.seed);
@@ -127,13 +127,13 @@ pub(super) fn run(args: &EngineArgs, context: &Context) -> Result<()> {
         let mut settings = work.settings;
         settings.idle_exit = idle_exit;
         run_loop(
-            &maker,
+            &backend,
             &work.bank,
             &mut source,
             &mut seeds,
             &work.control(),
             settings,
-            &work.pulse,
+            &work.status,
         )
     })
 }
@@ -145,7 +145,7 @@ pub(super) struct Work<'a> {
     model: PathBuf,
     table: Option<CategoryTable>,
     pub bank: Bank,
-    pub pulse: std::sync::Arc<Pulse>,
+    pub status: std::sync::Arc<StatusWriter>,
     pub odds: Odds,
     pub settings: Settings,
     own: Map<String, Value>,
@@ -179,8 +179,8 @@ impl<'a> Work<'a> {
         let own = own_values(args)?;
         let model = context.model(&args.model)?;
         let bank = open_or_create(dir, &model, table.as_ref(), &own)?;
-        let pulse = Pulse::start(bank.path(), command, stopped)?;
-        pulse.set(|b| b.device = format!("{}, {}", args.device, args.dtype));
+        let status = StatusWriter::start(bank.path(), command, stopped)?;
+        status.set(|b| b.device = format!("{}, {}", args.device, args.dtype));
         let batch = args.batch.map_or_else(
             || {
                 if args.device.starts_with("cuda") {
@@ -196,7 +196,7 @@ impl<'a> Work<'a> {
             model,
             table,
             bank,
-            pulse,
+            status,
             odds,
             settings: Settings {
                 batch,
@@ -212,28 +212,28 @@ impl<'a> Work<'a> {
     /// ended.
     pub(super) fn run(
         &self,
-        work: impl FnOnce(&dyn Fn() -> Result<ModelMaker>, &Self) -> Result<()>,
+        work: impl FnOnce(&dyn Fn() -> Result<ModelBackend>, &Self) -> Result<()>,
     ) -> Result<()> {
         let out = work(&|| self.load(), self);
-        self.pulse.end(&out);
+        self.status.end(&out);
         out
     }
 
-    /// See [`needs::drawable`].
+    /// See [`demand::drawable`].
     pub(super) fn drawable(&self) -> Result<Vec<bool>> {
         let path = self.model.join(MODEL_CATEGORIES);
         let table = path
             .is_file()
             .then(|| CategoryTable::read(&path))
             .transpose()?;
-        Ok(needs::drawable(&self.bank, table.as_ref()))
+        Ok(demand::drawable(&self.bank, table.as_ref()))
     }
 
     pub(super) fn control(&self) -> Control<'static> {
         Control::new(self.bank.path(), &stopped)
     }
 
-    fn load(&self) -> Result<ModelMaker> {
+    fn load(&self) -> Result<ModelBackend> {
         if let Some(threads) = self.args.threads {
             tch::set_num_threads(threads);
             // Made once per process; a second engine in it keeps the first one's.
@@ -255,14 +255,14 @@ impl<'a> Work<'a> {
         let table = prompt_table(&self.bank, &sources)?;
         let generator = generator.with_categories(table);
         let id = generator.model().id.clone();
-        self.pulse.set(|b| {
+        self.status.set(|b| {
             b.model = id.name;
             b.weights = id.weights;
         });
         check_stop()?;
-        let maker = ModelMaker::new(generator, &self.own, self.odds.counts())?;
-        maker.keep_recipes(&self.bank)?;
-        Ok(maker)
+        let backend = ModelBackend::new(generator, &self.own, self.odds.counts())?;
+        backend.keep_recipes(&self.bank)?;
+        Ok(backend)
     }
 }
 
@@ -332,8 +332,8 @@ fn own_values(args: &MakeArgs) -> Result<Map<String, Value>> {
 }
 
 /// For the end of a command: what was made.
-pub(super) fn summary(pulse: &Pulse) -> String {
-    pulse.set(|b| {
+pub(super) fn summary(status: &StatusWriter) -> String {
+    status.set(|b| {
         let share = 100.0 * b.rejected as f64 / b.regions.max(1) as f64;
         format!(
             "{} mosaics, {} instances, {share:.0} % of {} regions rejected",

@@ -106,13 +106,13 @@ fn record(bank: &Bank, m: &MosaicRecord) -> Result<dataset::MosaicRecord> {
         .iter()
         .map(|r| {
             let c = category(r.category)?;
-            let way = r.way.as_ref();
-            let planned = m.making.as_ref().zip(way);
-            let planned =
-                planned.and_then(|(making, way)| making.regions.get(way.planned as usize));
+            let trace = r.trace.as_ref();
+            let planned = m.generation.as_ref().zip(trace);
+            let planned = planned
+                .and_then(|(generation, trace)| generation.regions.get(trace.planned as usize));
             Ok(dataset::RegionRecord {
                 bbox: r.bbox,
-                own: way.map_or(r.bbox, |w| w.own),
+                own: trace.map_or(r.bbox, |w| w.own),
                 prompt: r.prompt.clone(),
                 subject: planned.map_or([0, 0], |p| p.subject),
                 guidance: planned.map_or(0.0, |p| p.guidance),

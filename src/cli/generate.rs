@@ -9,7 +9,6 @@ use serde_json::{Map, Value};
 use super::context::{Context, catch_stop, check_stop};
 use super::overlay::Overlay;
 use super::progress::Bars;
-use crate::config::Recipe;
 use crate::dataset::record::{IMAGES, MASKS, OVERLAYS};
 use crate::dataset::{
     CategoryTable, ExportFormat, ExportOptions, Exporter, InstanceRecord, MosaicRecord,
@@ -19,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::mosaic::{
     Canvas, Generator, Mosaic, Options, Progress, choose_categories, parse_device, parse_dtype,
 };
+use crate::recipe::Recipe;
 
 /// Make mosaics with instance masks, and one annotation file for all of them.
 ///

@@ -318,7 +318,7 @@ pub fn bank_mosaic(
                 prompt: region.prompt.clone(),
                 category: bank.category(&region.category)?,
                 verdict: region.verdict.to_string(),
-                way: None,
+                trace: None,
             })
         })
         .collect::<Result<_>>()?;
@@ -346,6 +346,6 @@ pub fn bank_mosaic(
         weights: r.weights.clone(),
         recipe: r.recipe.clone(),
         seed: r.seed,
-        making: None,
+        generation: None,
     })
 }

@@ -9,11 +9,11 @@ use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use super::context::Context;
 use super::engine::{MakeArgs, Work, summary};
 use crate::bank::Bank;
-use crate::engine::needs;
+use crate::engine::demand;
+use crate::engine::planner::Prewarm;
 use crate::engine::seeds::Seeds;
 use crate::engine::shard::Shard;
-use crate::engine::source::Prewarm;
-use crate::engine::worker::{Next, Outlook, Report, Source, run as run_loop};
+use crate::engine::worker::{Next, Outlook, Planner, Report, run as run_loop};
 use crate::error::{Error, Result};
 
 /// Between two lines where there is no terminal.
@@ -67,9 +67,9 @@ pub(super) fn run(args: &PrewarmArgs, context: &Context) -> Result<()> {
         None => args.bank.clone(),
     };
     let work = Work::start(&args.make, context, &dir, "prewarm")?;
-    work.run(|maker_of, work| {
+    work.run(|load_backend, work| {
         let _only = only_one(&work.bank)?;
-        let wanted = needs::choose(&work.bank, &args.categories, &work.drawable()?)?;
+        let wanted = demand::choose(&work.bank, &args.categories, &work.drawable()?)?;
         let mut goals = vec![0; work.bank.categories().len()];
         for (&c, goal) in wanted
             .iter()
@@ -82,23 +82,23 @@ pub(super) fn run(args: &PrewarmArgs, context: &Context) -> Result<()> {
         let inner = Prewarm::new(&work.bank, goals, work.odds, args.tries)?;
         let mut source = Shown::new(inner, &work.bank)?;
         if source.left() > 0 {
-            let maker = maker_of()?;
+            let backend = load_backend()?;
             let mut seeds =
                 Seeds::new(work.bank.path(), args.make.seed.map(|s| s ^ shard.index));
             let out = run_loop(
-                &maker,
+                &backend,
                 &work.bank,
                 &mut source,
                 &mut seeds,
                 &work.control(),
                 work.settings,
-                &work.pulse,
+                &work.status,
             );
             source.finish();
             out?;
         }
         source.finish();
-        println!("{}: {}", work.bank.path().display(), summary(&work.pulse));
+        println!("{}: {}", work.bank.path().display(), summary(&work.status));
         source.verdict(&work.bank, args.tries)
     })
 }
@@ -260,7 +260,7 @@ impl<'a> Shown<'a> {
     }
 }
 
-impl Source for Shown<'_> {
+impl Planner for Shown<'_> {
     fn next(&mut self, bank: &Bank, coming: &[u64], most: usize) -> Result<Next> {
         let next = self.inner.next(bank, coming, most)?;
         if let (Next::Make(batch), Some([_, now])) = (&next, &self.bars) {

@@ -8,14 +8,14 @@ use serde_json::Value;
 use super::context::{Context, catch_stop, check_stop};
 use super::generate::write_png;
 use super::overlay::Overlay;
-use crate::bank::way::{self, Making};
+use crate::bank::trace::{self, Generation};
 use crate::bank::{Bank, MosaicRecord, RecordId};
-use crate::config::Recipe;
-use crate::engine::maker::canvas_of;
+use crate::engine::backend::canvas_of;
 use crate::error::{Error, Result};
 use crate::mosaic::{
     Generator, Mosaic, Options, Progress, device_kind, dtype_name, parse_device, parse_dtype,
 };
+use crate::recipe::Recipe;
 
 /// Make a mosaic of a bank again, and say whether it is the same
 ///
@@ -71,7 +71,7 @@ pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
     catch_stop()?;
     let bank = Bank::open(&args.bank)?;
     let kept = find(&bank, &args.id)?;
-    let Some(making) = &kept.making else {
+    let Some(generation) = &kept.generation else {
         return Err(Error::value(
             format!("mosaic {}", kept.id),
             "one that an engine or prewarm made",
@@ -79,9 +79,9 @@ pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
         ));
     };
     let recipe = recipe_of(&bank, &kept)?;
-    let device = parse_device(args.device.as_deref().unwrap_or(&making.device))?;
-    let dtype = parse_dtype(args.dtype.as_deref().unwrap_or(&making.dtype))?;
-    let threads = args.threads.unwrap_or(making.threads);
+    let device = parse_device(args.device.as_deref().unwrap_or(&generation.device))?;
+    let dtype = parse_dtype(args.dtype.as_deref().unwrap_or(&generation.dtype))?;
+    let threads = args.threads.unwrap_or(generation.threads);
     if threads > 0 {
         tch::set_num_threads(threads.min(1024) as i32);
     }
@@ -101,7 +101,7 @@ pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
             ),
         ));
     }
-    let canvas = canvas_of(making, kept.seed)?;
+    let canvas = canvas_of(generation, kept.seed)?;
     let mut progress = Progress {
         check: &mut check_stop,
         step: &mut |_, _| {},
@@ -111,13 +111,13 @@ pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
         .generate(&recipe, &canvases, None, Options::default(), &mut progress)?
         .pop()
         .ok_or_else(|| Error::backend("reproduce", "no mosaic was made"))?;
-    let report = Comparison::of(&kept, making, &made);
+    let report = Comparison::of(&kept, generation, &made);
     if let Some(out) = &args.out {
         write(out, &kept, &made)?;
     }
-    let alike = making.device == device_kind(device)
-        && making.dtype == dtype_name(dtype)
-        && making.threads == threads;
+    let alike = generation.device == device_kind(device)
+        && generation.dtype == dtype_name(dtype)
+        && generation.threads == threads;
     if args.json {
         println!("{}", report.json(&kept));
     } else {
@@ -135,7 +135,7 @@ pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
         format!("mosaic {} made again", kept.id),
         format!(
             "the same picture and masks (made on {} in {}, {} threads)",
-            making.device, making.dtype, making.threads
+            generation.device, generation.dtype, generation.threads
         ),
         format!(
             "others (on {} in {}, {threads} threads){hint}",
@@ -178,7 +178,7 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn of(kept: &MosaicRecord, making: &Making, made: &Mosaic) -> Self {
+    fn of(kept: &MosaicRecord, generation: &Generation, made: &Mosaic) -> Self {
         let masks = kept
             .instances
             .iter()
@@ -198,7 +198,7 @@ impl Comparison {
             }
         };
         Self {
-            pixels: way::fingerprint(&made.rgb, made.size) == making.pixels,
+            pixels: trace::fingerprint(&made.rgb, made.size) == generation.pixels,
             largest: (made.rgb.len() == kept.image.len()).then(|| {
                 let differences = made
                     .rgb

@@ -10,8 +10,8 @@ use serde_json::json;
 use tch::Tensor;
 
 use super::config::{Keys, Prediction, SchedulerConfig, Spacing};
-use crate::config::SchedulerKind;
 use crate::error::{Error, Result};
+use crate::recipe::SchedulerKind;
 
 /// What a step needs beside the sample.
 enum Method {

@@ -39,7 +39,7 @@ const RATE_WINDOW: Duration = Duration::from_secs(60);
 pub enum State {
     /// Loading the model.
     Loading,
-    /// Making mosaics.
+    /// Generation mosaics.
     Working,
     /// Everything is in stock; waiting for demand.
     Stocked,

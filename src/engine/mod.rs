@@ -8,14 +8,14 @@
 //!                           ledger <- bank commit <- label and encode (a thread of its own)
 //! ```
 //!
-//! [`plan`], [`needs`], [`seeds`], [`throttle`] and [`heartbeat`] are plain logic and files: they
-//! link no libtorch, so that `mosaicbank status` works wherever the trainer does. The `maker`
+//! [`plan`], [`demand`], [`seeds`], [`throttle`] and [`heartbeat`] are plain logic and files: they
+//! link no libtorch, so that `mosaicbank status` works wherever the trainer does. The `backend`
 //! and the `worker` exist with the cargo feature `engine` only.
 //!
 //! The trainer never needs anything of this room: it reads what lies in the bank.
 
 // What is short, and by how much.
-pub mod needs;
+pub mod demand;
 // Which categories the next mosaics hold.
 pub mod plan;
 // Which seed each gets: never the same twice.
@@ -30,10 +30,10 @@ pub mod control;
 pub mod shard;
 // From plan to canvases, from canvases to records.
 #[cfg(feature = "engine")]
-pub mod maker;
+pub mod backend;
 // The loop.
 #[cfg(feature = "engine")]
 pub mod worker;
 // What the loop is told to make.
 #[cfg(feature = "engine")]
-pub mod source;
+pub mod planner;

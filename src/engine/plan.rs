@@ -12,7 +12,7 @@ const SHARE_OF_ALL: f64 = 0.2;
 
 /// What one category lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Need {
+pub struct Shortage {
     /// Mosaics with it that are missing, what is being made already taken off.
     pub missing: u64,
     /// Rarity x demand x feedback; at least 0.
@@ -21,7 +21,7 @@ pub struct Need {
     pub barred: bool,
 }
 
-impl Need {
+impl Shortage {
     /// How much the category is short of.
     pub fn deficit(self) -> f64 {
         self.weight * self.missing as f64
@@ -123,14 +123,14 @@ fn pick(weights: &[f64], draw: &mut impl Rng) -> Option<usize> {
 /// The main category of each is the one with the largest deficit (after what the mosaics before
 /// it will bring); one category stands in a mosaic once, as long as there are enough.
 pub fn next_batch(
-    needs: &[Need],
+    needs: &[Shortage],
     odds: Odds,
     others: Others,
     most: usize,
     draw: &mut impl Rng,
 ) -> Option<Batch> {
     let mut needs = needs.to_vec();
-    let short = |needs: &[Need]| needs.iter().filter(|n| n.deficit() > 0.0).count();
+    let short = |needs: &[Shortage]| needs.iter().filter(|n| n.deficit() > 0.0).count();
     let limit = match others {
         Others::All => usize::MAX,
         Others::Short => short(&needs),
@@ -166,7 +166,7 @@ pub fn next_batch(
 }
 
 /// The category with the largest deficit, the first of equals.
-fn largest(needs: &[Need]) -> Option<usize> {
+fn largest(needs: &[Shortage]) -> Option<usize> {
     let mut best: Option<(usize, f64)> = None;
     for (i, need) in needs.iter().enumerate() {
         let deficit = need.deficit();
@@ -179,13 +179,13 @@ fn largest(needs: &[Need]) -> Option<usize> {
 
 /// One more category for a mosaic.
 fn another(
-    needs: &[Need],
+    needs: &[Shortage],
     others: Others,
     chosen: &[usize],
     draw: &mut impl Rng,
 ) -> Option<usize> {
     let free = |i: usize| !chosen.contains(&i) && !needs.get(i).is_some_and(|n| n.barred);
-    let deficit = |(i, n): (usize, &Need)| if free(i) { n.deficit() } else { 0.0 };
+    let deficit = |(i, n): (usize, &Shortage)| if free(i) { n.deficit() } else { 0.0 };
     let total: f64 = needs.iter().enumerate().map(deficit).sum();
     let (of_short, of_all) = match (others, total > 0.0) {
         (Others::Short, _) => (1.0, 0.0),
@@ -224,10 +224,10 @@ mod tests {
     use super::*;
     use crate::rng::keyed;
 
-    fn needs(missing: &[u64]) -> Vec<Need> {
+    fn needs(missing: &[u64]) -> Vec<Shortage> {
         missing
             .iter()
-            .map(|&missing| Need {
+            .map(|&missing| Shortage {
                 missing,
                 weight: 1.0,
                 barred: false,
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn the_main_category_has_the_largest_deficit() {
         let mut all = needs(&[3, 9, 5]);
-        let plan = |all: &[Need]| {
+        let plan = |all: &[Shortage]| {
             next_batch(all, only(1), Others::All, 4, &mut keyed(0, "t", 0))
                 .unwrap()
                 .mosaics
@@ -271,9 +271,9 @@ mod tests {
 
     #[test]
     fn other_regions_favour_what_is_short_and_leave_nothing_out() {
-        let mut all = vec![Need::default(); 50];
+        let mut all = vec![Shortage::default(); 50];
         for need in &mut all[..4] {
-            *need = Need {
+            *need = Shortage {
                 missing: 1000,
                 weight: 1.0,
                 barred: false,

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rand::RngExt;
 
+use super::backend::{Backend, Finisher, Order};
 use super::control::Control;
 use super::heartbeat::{Heartbeat, INTERVAL, Rates, State};
-use super::maker::{Finisher, Maker, Order};
 use super::plan::Batch;
 use super::seeds::Seeds;
 use super::throttle::Throttle;
@@ -76,7 +76,7 @@ pub struct Outlook {
 }
 
 /// Says what to make.
-pub trait Source {
+pub trait Planner {
     /// The next batch of at most `most` mosaics; `coming` says how many mosaics of each category
     /// are on their way.
     ///
@@ -108,7 +108,7 @@ pub struct Settings {
 }
 
 /// The engine's heartbeat: written about once a second from a thread of its own.
-pub struct Pulse {
+pub struct StatusWriter {
     dir: PathBuf,
     beat: Mutex<Heartbeat>,
     rates: Mutex<Rates>,
@@ -117,7 +117,7 @@ pub struct Pulse {
     writing: Mutex<()>,
 }
 
-impl Pulse {
+impl StatusWriter {
     /// Starts it for the bank in `dir`; the first file is written before this returns. Once
     /// `stopped` says so, the file says that the engine is stopping: it may be ended before it
     /// can say more.
@@ -129,14 +129,14 @@ impl Pulse {
         Heartbeat::clean(dir);
         let mut beat = Heartbeat::new(command);
         beat.write(dir)?;
-        let pulse = Arc::new(Self {
+        let status = Arc::new(Self {
             dir: dir.to_path_buf(),
             beat: Mutex::new(beat),
             rates: Mutex::new(Rates::default()),
             ended: AtomicBool::new(false),
             writing: Mutex::new(()),
         });
-        let own = pulse.clone();
+        let own = status.clone();
         std::thread::Builder::new()
             .name("heartbeat".into())
             .spawn(move || {
@@ -153,7 +153,7 @@ impl Pulse {
                 }
             })
             .map_err(|e| Error::backend("starting the heartbeat", e))?;
-        Ok(pulse)
+        Ok(status)
     }
 
     /// Changes what the next file says.
@@ -233,7 +233,7 @@ struct Job {
 struct Shared<'a> {
     bank: &'a Bank,
     control: &'a Control<'a>,
-    pulse: &'a Pulse,
+    status: &'a StatusWriter,
     /// How many mosaics of each category are on their way.
     coming: Mutex<Vec<u64>>,
     reports: Mutex<Vec<Report>>,
@@ -257,7 +257,7 @@ impl Shared<'_> {
             .map(|(c, n)| (c, *n))
             .collect();
         drop(coming);
-        self.pulse.set(|b| b.coming = listed);
+        self.status.set(|b| b.coming = listed);
     }
 }
 
@@ -269,37 +269,37 @@ fn once(categories: &[u32]) -> Vec<u32> {
     once
 }
 
-/// Makes what `source` asks for until it is done, the engine is stopped, or something fails that
+/// Makes what `planner` asks for until it is done, the engine is stopped, or something fails that
 /// trying again would not mend.
 ///
 /// # Errors
 /// [`Error::Interrupted`] when stopped; [`Error::OutOfMemory`] when not even one region fits;
 /// what the bank or the model fails with.
 pub fn run(
-    maker: &dyn Maker,
+    backend: &dyn Backend,
     bank: &Bank,
-    source: &mut dyn Source,
+    planner: &mut dyn Planner,
     seeds: &mut Seeds,
     control: &Control<'_>,
     settings: Settings,
-    pulse: &Pulse,
+    status: &StatusWriter,
 ) -> Result<()> {
     let throttle = Throttle::new(settings.duty)?;
-    pulse.set(|b| {
+    status.set(|b| {
         b.batch = settings.batch;
         b.duty = settings.duty;
     });
     let shared = Shared {
         bank,
         control,
-        pulse,
+        status,
         coming: Mutex::new(vec![0; bank.categories().len()]),
         reports: Mutex::new(Vec::new()),
         fatal: Mutex::new(None),
         blocked: AtomicBool::new(false),
         labelled: AtomicU64::new(0),
     };
-    let finisher = maker.finisher();
+    let finisher = backend.finisher();
     let out = std::thread::scope(|scope| {
         // One batch waits while another is labelled and a third is denoised.
         let (send, receive) = sync_channel(1);
@@ -308,9 +308,9 @@ pub fn run(
             .spawn_scoped(scope, || finish(&*finisher, receive, &shared))
             .map_err(|e| Error::backend("starting the labelling thread", e))?;
         let mut device = DeviceLoop {
-            maker,
+            backend,
             shared: &shared,
-            source: RefCell::new(source),
+            planner: RefCell::new(planner),
             throttle: RefCell::new(throttle),
             settings,
             waiting: VecDeque::new(),
@@ -335,9 +335,9 @@ type Planned = (Vec<Vec<u32>>, Vec<Canvas>);
 
 /// What runs on the thread of the device.
 struct DeviceLoop<'a> {
-    maker: &'a dyn Maker,
+    backend: &'a dyn Backend,
     shared: &'a Shared<'a>,
-    source: RefCell<&'a mut dyn Source>,
+    planner: RefCell<&'a mut dyn Planner>,
     throttle: RefCell<Throttle>,
     settings: Settings,
     /// Planned, but not made yet (the rest of a batch that did not fit).
@@ -364,13 +364,13 @@ impl DeviceLoop<'_> {
                     let coming = self.shared.coming.lock().clone();
                     // What was decided while something was on its way is decided again.
                     let settled = coming.iter().all(|n| *n == 0);
-                    let next = self.source.get_mut().next(
+                    let next = self.planner.get_mut().next(
                         self.shared.bank,
                         &coming,
                         self.settings.batch,
                     )?;
-                    let outlook = self.source.get_mut().outlook();
-                    self.shared.pulse.set(|b| {
+                    let outlook = self.planner.get_mut().outlook();
+                    self.shared.status.set(|b| {
                         b.target = outlook.target;
                         b.categories = outlook.categories;
                         b.stocked = outlook.stocked;
@@ -384,7 +384,7 @@ impl DeviceLoop<'_> {
                             continue;
                         }
                         Next::Done | Next::Wait => {
-                            self.shared.pulse.state(State::Stocked);
+                            self.shared.status.state(State::Stocked);
                             let since = *idle_since.get_or_insert_with(Instant::now);
                             if self
                                 .settings
@@ -395,7 +395,7 @@ impl DeviceLoop<'_> {
                             }
                             self.shared.control.sleep(POLL)?;
                             let idle = planning.elapsed().as_secs_f64();
-                            self.shared.pulse.set(|b| b.stages.idle += idle);
+                            self.shared.status.set(|b| b.stages.idle += idle);
                             continue;
                         }
                     }
@@ -404,7 +404,7 @@ impl DeviceLoop<'_> {
             idle_since = None;
             self.rest_of_planning(planning);
             if !self.shared.blocked.load(Ordering::Relaxed) {
-                self.shared.pulse.state(State::Working);
+                self.shared.status.state(State::Working);
             }
             let Some(denoised) = self.denoise(&categories, &canvases)? else {
                 continue;
@@ -442,7 +442,7 @@ impl DeviceLoop<'_> {
                 .iter()
                 .filter_map(|&c| Some(bank.categories().get(c as usize)?.name.clone()))
                 .collect();
-            canvases.push(self.maker.canvas(&Order {
+            canvases.push(self.backend.canvas(&Order {
                 categories: names,
                 seed,
                 // One for the batch, so that its regions share the calls of the model.
@@ -462,8 +462,8 @@ impl DeviceLoop<'_> {
         loop {
             match seeds.take() {
                 Err(e @ Error::Io { .. }) => {
-                    self.shared.pulse.error(&e);
-                    self.shared.pulse.state(State::Blocked);
+                    self.shared.status.error(&e);
+                    self.shared.status.state(State::Blocked);
                     self.shared.control.sleep(pause)?;
                     pause = (2 * pause).min(MOST_RETRY);
                 }
@@ -483,7 +483,7 @@ impl DeviceLoop<'_> {
         let mark = Cell::new(Instant::now());
         let regions: usize = canvases.iter().map(|c| c.regions.len()).sum();
         let at_once = self.settings.regions_at_once.min(regions).max(1);
-        let out = self.maker.denoise(
+        let out = self.backend.denoise(
             canvases,
             at_once,
             &mut Progress {
@@ -492,7 +492,7 @@ impl DeviceLoop<'_> {
                     if self.shared.control.paused() {
                         self.throttle.borrow_mut().worked(mark.get().elapsed());
                         let waited = self.wait_while_paused()?;
-                        self.shared.pulse.state(State::Working);
+                        self.shared.status.state(State::Working);
                         away.set(away.get() + waited);
                         mark.set(Instant::now());
                     }
@@ -501,22 +501,22 @@ impl DeviceLoop<'_> {
                 step: &mut |done, all| {
                     if self.settings.duty < 1.0 {
                         // Else the time of what was only queued would not be seen.
-                        if let Err(e) = self.maker.synchronize() {
-                            self.shared.pulse.error(&e);
+                        if let Err(e) = self.backend.synchronize() {
+                            self.shared.status.error(&e);
                         }
                     }
                     away.set(away.get() + self.worked(&mark));
                     self.take_reports();
-                    self.source.borrow_mut().step(done, all);
+                    self.planner.borrow_mut().step(done, all);
                 },
             },
         );
         away.set(away.get() + self.worked(&mark));
         let busy = begin.elapsed().saturating_sub(away.get()).as_secs_f64();
-        self.shared.pulse.set(|b| b.stages.denoise += busy);
+        self.shared.status.set(|b| b.stages.denoise += busy);
         match out {
             Ok(denoised) => {
-                self.shared.pulse.set(|b| b.regions += regions as u64);
+                self.shared.status.set(|b| b.regions += regions as u64);
                 Ok(Some(denoised))
             }
             Err(e @ Error::OutOfMemory { .. }) => {
@@ -530,7 +530,7 @@ impl DeviceLoop<'_> {
     /// The device has worked since `mark`: rests as the duty has it, and says for how long.
     fn worked(&self, mark: &Cell<Instant>) -> Duration {
         let mut time = mark.get().elapsed();
-        if self.maker.on_cpu() {
+        if self.backend.on_cpu() {
             time += Duration::from_nanos(self.shared.labelled.swap(0, Ordering::Relaxed));
         }
         let rest = self.throttle.borrow_mut().worked(time);
@@ -543,7 +543,7 @@ impl DeviceLoop<'_> {
             self.throttle.borrow_mut().rested(rested);
         }
         let measured = self.throttle.borrow().measured();
-        self.shared.pulse.set(|b| {
+        self.shared.status.set(|b| {
             b.measured_duty = measured;
             b.stages.rest += rested.as_secs_f64();
         });
@@ -559,7 +559,7 @@ impl DeviceLoop<'_> {
         at_once: usize,
         error: Error,
     ) -> Result<()> {
-        self.shared.pulse.error(&error);
+        self.shared.status.error(&error);
         let half = canvases.len().div_ceil(2);
         if canvases.len() > 1 {
             self.settings.batch = half;
@@ -582,7 +582,7 @@ impl DeviceLoop<'_> {
                 other => other,
             });
         }
-        self.shared.pulse.set(|b| {
+        self.shared.status.set(|b| {
             b.halved += 1;
             b.batch = self.settings.batch;
         });
@@ -621,7 +621,7 @@ impl DeviceLoop<'_> {
     /// The device did nothing though there was something to make.
     fn waited(&self, time: Duration) {
         self.throttle.borrow_mut().rested(time);
-        self.shared.pulse.set(|b| {
+        self.shared.status.set(|b| {
             b.stages.wait += time.as_secs_f64();
             update_idle_share(b);
         });
@@ -630,7 +630,7 @@ impl DeviceLoop<'_> {
     fn rest_of_planning(&self, since: Instant) {
         let time = since.elapsed();
         self.throttle.borrow_mut().rested(time);
-        self.shared.pulse.set(|b| {
+        self.shared.status.set(|b| {
             b.stages.plan += time.as_secs_f64();
             update_idle_share(b);
         });
@@ -639,12 +639,12 @@ impl DeviceLoop<'_> {
     fn wait_while_paused(&self) -> Result<Duration> {
         let begin = Instant::now();
         while self.shared.control.paused() {
-            self.shared.pulse.state(State::Paused);
+            self.shared.status.state(State::Paused);
             self.shared.control.sleep(POLL)?;
         }
         let waited = begin.elapsed();
         self.shared
-            .pulse
+            .status
             .set(|b| b.stages.idle += waited.as_secs_f64());
         Ok(waited)
     }
@@ -652,10 +652,10 @@ impl DeviceLoop<'_> {
     fn take_reports(&self) {
         let reports = std::mem::take(&mut *self.shared.reports.lock());
         for report in &reports {
-            self.source.borrow_mut().written(report);
+            self.planner.borrow_mut().written(report);
         }
         if self.began.elapsed() > Duration::ZERO && !reports.is_empty() {
-            self.shared.pulse.set(update_idle_share);
+            self.shared.status.set(update_idle_share);
         }
     }
 }
@@ -678,16 +678,16 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
         shared
             .labelled
             .fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
-        shared.pulse.set(|b| b.stages.label += time.as_secs_f64());
+        shared.status.set(|b| b.stages.label += time.as_secs_f64());
         let mosaics = match labelled {
             Ok(mosaics) => {
                 failures = 0;
                 mosaics
             }
             Err(e) => {
-                shared.pulse.error(&e);
+                shared.status.error(&e);
                 for (canvas, categories) in job.canvases.iter().zip(&job.categories) {
-                    shared.pulse.set(|b| b.drop_seed(canvas.seed));
+                    shared.status.set(|b| b.drop_seed(canvas.seed));
                     report(shared, categories, None, 0);
                 }
                 failures += 1;
@@ -702,7 +702,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
         for (canvas, mosaic) in job.canvases.iter().zip(&mosaics) {
             if let Some(problem) = &mosaic.problem {
                 tracing::warn!("mosaic of seed {} dropped: {problem}", mosaic.seed);
-                shared.pulse.set(|b| b.drop_seed(mosaic.seed));
+                shared.status.set(|b| b.drop_seed(mosaic.seed));
             }
             if mosaic.problem.is_some() || mosaic.instances.is_empty() {
                 continue;
@@ -713,8 +713,8 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
             }) {
                 Ok(record) => records.push(record),
                 Err(e) => {
-                    shared.pulse.error(&e);
-                    shared.pulse.set(|b| b.drop_seed(mosaic.seed));
+                    shared.status.error(&e);
+                    shared.status.set(|b| b.drop_seed(mosaic.seed));
                 }
             }
         }
@@ -727,13 +727,13 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
             }
         };
         shared
-            .pulse
+            .status
             .set(|b| b.stages.write += begin.elapsed().as_secs_f64());
         tally(shared, &mosaics, &records);
         if retired.elapsed() >= RETIRE {
             retired = Instant::now();
             if let Err(e) = shared.bank.retire() {
-                shared.pulse.error(&e);
+                shared.status.error(&e);
             }
         }
         let mut evicted = Some(evicted);
@@ -757,14 +757,14 @@ fn write(shared: &Shared<'_>, records: &[MosaicRecord]) -> Result<u64> {
             Ok(report) => {
                 if shared.blocked.swap(false, Ordering::Relaxed) {
                     tracing::info!("the bank can be written again");
-                    shared.pulse.state(State::Working);
+                    shared.status.state(State::Working);
                 }
                 return Ok(report.evicted);
             }
             Err(e @ Error::Io { .. }) => {
-                shared.pulse.error(&e);
+                shared.status.error(&e);
                 shared.blocked.store(true, Ordering::Relaxed);
-                shared.pulse.state(State::Blocked);
+                shared.status.state(State::Blocked);
                 shared.control.sleep(pause)?;
                 pause = (2 * pause).min(MOST_RETRY);
             }
@@ -780,13 +780,13 @@ fn tally(shared: &Shared<'_>, mosaics: &[Mosaic], records: &[MosaicRecord]) {
         .flat_map(|m| &m.regions)
         .filter(|r| !r.verdict.is_kept())
         .count() as u64;
-    shared.pulse.set(|b| {
+    shared.status.set(|b| {
         b.mosaics += records.len() as u64;
         b.instances += instances;
         b.rejected += rejected;
     });
     shared
-        .pulse
+        .status
         .rates
         .lock()
         .add(records.len() as u64, instances);

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use crate::config::{AttentionParams, Block};
 use crate::diffusion::{CrossAttention, Hook, Stage};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
+use crate::recipe::{AttentionParams, Block};
 
 /// The mean attention of one region at one resolution: over heads, layers and steps.
 #[derive(Debug, Clone, PartialEq)]

@@ -11,10 +11,10 @@ use super::canvas::{Canvas, Region};
 use super::capture::{GroupMaps, LevelMap, Watch};
 use super::model::Model;
 use super::window;
-use crate::config::{Recipe, SubjectTokens};
 use crate::diffusion::{Context, Hook, Scheduler};
 use crate::error::{Error, Result};
 use crate::geometry::{LatentBox, Size};
+use crate::recipe::{Recipe, SubjectTokens};
 use crate::rng;
 
 /// A decoded canvas with the attention of its regions.

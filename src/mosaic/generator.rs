@@ -13,10 +13,10 @@ use super::label::{self, Mosaic};
 use super::layout::Layout;
 use super::model::{Model, ModelId};
 use super::prompt::Subject;
-use crate::config::Recipe;
 use crate::dataset::CategoryTable;
 use crate::diffusion::Scheduler;
 use crate::error::{Error, Result};
+use crate::recipe::Recipe;
 use crate::rng;
 
 /// The file in a model directory that lists the categories it was trained on.

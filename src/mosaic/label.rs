@@ -6,11 +6,11 @@ use super::canvas::{Canvas, Region};
 use super::denoise::Denoised;
 use super::model::ModelId;
 use super::prompt::Subject;
-use crate::config::{Keep, Recipe, hex};
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 use crate::instance::{Instance, Provenance};
 use crate::mask::{BinaryMask, Rle, Verdict, aggregate, filter_region};
+use crate::recipe::{Keep, Recipe, hex};
 
 /// One region of a finished mosaic, with the whole way to its verdict.
 #[derive(Debug, Clone)]

@@ -2,9 +2,9 @@
 
 use rand::RngExt;
 
-use crate::config::Recipe;
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
+use crate::recipe::Recipe;
 use crate::rng;
 
 /// One region's place.

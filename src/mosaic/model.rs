@@ -9,9 +9,9 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::config::hex;
 use crate::diffusion::{SchedulerConfig, Unet, Vae};
 use crate::error::{Error, Result};
+use crate::recipe::hex;
 use crate::text::{TextEncoder, Tokenizer};
 
 /// Prompts whose embeddings are kept: more than LVIS has categories.

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::config::Recipe;
 use crate::error::{Error, Result};
+use crate::recipe::Recipe;
 
 /// A prompt with the characters that name its subject.
 #[derive(Debug, Clone, PartialEq, Eq)]

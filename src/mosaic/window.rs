@@ -2,8 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::config::Window;
 use crate::geometry::Size;
+use crate::recipe::Window;
 
 /// Weights along one axis of `n` latent cells.
 fn axis(window: Window, n: u32) -> Vec<f64> {

@@ -1,9 +1,9 @@
-//! Putting a sprite's colours on the image, inside the sprite's rectangle only.
+//! Putting a cutout's colours on the image, inside the cutout's rectangle only.
 
 use serde::{Deserialize, Serialize};
 
+use super::cutout::{BORDER, Cutout};
 use super::poisson;
-use super::sprite::{BORDER, Sprite};
 use crate::error::{Error, Result};
 
 /// How colours are mixed at the edge.
@@ -52,18 +52,18 @@ impl Blend {
     }
 }
 
-/// The part of a sprite that lies on the image: rows and columns of both.
+/// The part of a cutout that lies on the image: rows and columns of both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Window {
     pub image_x: usize,
     pub image_y: usize,
-    pub sprite_x: usize,
-    pub sprite_y: usize,
+    pub cutout_x: usize,
+    pub cutout_y: usize,
     pub width: usize,
     pub height: usize,
 }
 
-/// The window of a `height` x `width` sprite whose corner is at (`x`, `y`) on an
+/// The window of a `height` x `width` cutout whose corner is at (`x`, `y`) on an
 /// `image_height` x `image_width` image, `None` when they do not meet.
 pub(super) fn window(
     (x, y): (i64, i64),
@@ -76,8 +76,8 @@ pub(super) fn window(
     (left < right && top < bottom).then(|| Window {
         image_x: left as usize,
         image_y: top as usize,
-        sprite_x: (left - x) as usize,
-        sprite_y: (top - y) as usize,
+        cutout_x: (left - x) as usize,
+        cutout_y: (top - y) as usize,
         width: (right - left) as usize,
         height: (bottom - top) as usize,
     })
@@ -90,54 +90,54 @@ fn mix(under: u8, over: u8, weight: u8) -> u8 {
     ((v + 128 + ((v + 128) >> 8)) >> 8) as u8
 }
 
-/// Blends `sprite` into `image` (`u8 [H, W, 3]`, `image_width` columns) inside `w`.
+/// Blends `cutout` into `image` (`u8 [H, W, 3]`, `image_width` columns) inside `w`.
 pub(super) fn blend(
     image: &mut [u8],
     image_width: usize,
-    sprite: &Sprite,
+    cutout: &Cutout,
     w: Window,
     mode: Blend,
 ) {
     match mode {
-        Blend::Hard => rows(image, image_width, sprite, w, |sprite, y, line| {
-            line.copy_from_slice(&sprite.mask[y * sprite.picture.width..][..line.len()]);
+        Blend::Hard => rows(image, image_width, cutout, w, |cutout, y, line| {
+            line.copy_from_slice(&cutout.mask[y * cutout.picture.width..][..line.len()]);
             line.iter_mut()
                 .for_each(|m| *m = if *m == 0 { 0 } else { 255 });
         }),
-        Blend::Alpha => rows(image, image_width, sprite, w, |sprite, y, line| {
-            let row = &sprite.picture.data[y * sprite.picture.width * 4..][..line.len() * 4];
+        Blend::Alpha => rows(image, image_width, cutout, w, |cutout, y, line| {
+            let row = &cutout.picture.data[y * cutout.picture.width * 4..][..line.len() * 4];
             for (m, p) in line.iter_mut().zip(row.as_chunks::<4>().0) {
                 *m = p[3];
             }
         }),
         Blend::Gaussian => {
-            let soft = blurred(&sprite.mask, sprite.picture.height, sprite.picture.width);
-            rows(image, image_width, sprite, w, |sprite, y, line| {
-                line.copy_from_slice(&soft[y * sprite.picture.width..][..line.len()]);
+            let soft = blurred(&cutout.mask, cutout.picture.height, cutout.picture.width);
+            rows(image, image_width, cutout, w, |cutout, y, line| {
+                line.copy_from_slice(&soft[y * cutout.picture.width..][..line.len()]);
             });
         }
-        Blend::Poisson => poisson::blend(image, image_width, sprite, w),
+        Blend::Poisson => poisson::blend(image, image_width, cutout, w),
     }
 }
 
 fn rows(
     image: &mut [u8],
     image_width: usize,
-    sprite: &Sprite,
+    cutout: &Cutout,
     w: Window,
-    mut weights: impl FnMut(&Sprite, usize, &mut [u8]),
+    mut weights: impl FnMut(&Cutout, usize, &mut [u8]),
 ) {
-    let mut line = vec![0u8; sprite.picture.width];
+    let mut line = vec![0u8; cutout.picture.width];
     // Nothing to do outside the foreground and the reach of the blur.
-    let t = sprite.tight;
-    let top = (t.y0 as usize).saturating_sub(BORDER).max(w.sprite_y);
-    let bottom = (t.y1 as usize + BORDER).min(w.sprite_y + w.height);
+    let t = cutout.tight;
+    let top = (t.y0 as usize).saturating_sub(BORDER).max(w.cutout_y);
+    let bottom = (t.y1 as usize + BORDER).min(w.cutout_y + w.height);
     for y in top..bottom {
-        weights(sprite, y, &mut line);
-        let picture = &sprite.picture.data[(y * sprite.picture.width + w.sprite_x) * 4..];
-        let row = w.image_y + y - w.sprite_y;
+        weights(cutout, y, &mut line);
+        let picture = &cutout.picture.data[(y * cutout.picture.width + w.cutout_x) * 4..];
+        let row = w.image_y + y - w.cutout_y;
         let image = &mut image[(row * image_width + w.image_x) * 3..][..w.width * 3];
-        let weights = &line[w.sprite_x..][..w.width];
+        let weights = &line[w.cutout_x..][..w.width];
         for ((to, p), &m) in image
             .as_chunks_mut::<3>()
             .0
@@ -232,8 +232,8 @@ mod tests {
             Window {
                 image_x: 0,
                 image_y: 5,
-                sprite_x: 3,
-                sprite_y: 0,
+                cutout_x: 3,
+                cutout_y: 0,
                 width: 5,
                 height: 7
             }

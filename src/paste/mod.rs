@@ -5,9 +5,9 @@
 //! when too little of it remains.
 
 mod blend;
+mod cutout;
 mod object;
 mod poisson;
-mod sprite;
 
 use std::cell::RefCell;
 
@@ -241,7 +241,7 @@ pub fn paste(
 }
 
 struct Plan {
-    transform: sprite::Transform,
+    transform: cutout::Transform,
     blend: Blend,
     scale: f64,
     outside: f64,
@@ -293,7 +293,7 @@ fn plan(
     }
     let mode = ((mode * o.blend.len() as f64) as usize).min(o.blend.len() - 1);
     Some(Plan {
-        transform: sprite::Transform {
+        transform: cutout::Transform {
             height: height as usize,
             width: width as usize,
             flip_x: flip_x < o.flip,
@@ -314,9 +314,9 @@ struct Placed {
     scale: f64,
 }
 
-/// Makes the sprite, puts it on the image, and returns what is visible of it.
+/// Makes the cutout, puts it on the image, and returns what is visible of it.
 fn place(image: &mut [u8], size: Size, instance: &InstanceRecord, p: &Plan) -> Option<Placed> {
-    let s = sprite::sprite(
+    let s = cutout::cutout(
         &instance.image,
         &instance.alpha,
         instance.size,

@@ -46,13 +46,13 @@ impl Region {
         })
     }
 
-    /// What of a sprite's mask (row-major, `width` columns) is visible through `w`.
+    /// What of a cutout's mask (row-major, `width` columns) is visible through `w`.
     pub(super) fn visible(mask: &[u8], width: usize, w: Window) -> Option<Self> {
         let seen = PixelBox::new(
-            w.sprite_x as u32,
-            w.sprite_y as u32,
-            (w.sprite_x + w.width) as u32,
-            (w.sprite_y + w.height) as u32,
+            w.cutout_x as u32,
+            w.cutout_y as u32,
+            (w.cutout_x + w.width) as u32,
+            (w.cutout_y + w.height) as u32,
         );
         let part = crop(mask, width, seen);
         let size = seen.size();

@@ -4,13 +4,13 @@
 //! With `f = source + u`, the correction `u` is harmonic inside the mask and `image - source` on
 //! its rim; neighbours beyond the image's edge do not count. The 5-point system is solved by
 //! conjugate gradients with a multigrid V-cycle as the preconditioner (2 x 2 aggregates, Galerkin
-//! edge weights, coarse corrections doubled as piecewise constants need), on the sprite's
+//! edge weights, coarse corrections doubled as piecewise constants need), on the cutout's
 //! rectangle only, all three channels at once.
 
 #![expect(clippy::needless_range_loop, reason = "lanes of a vector are counted")]
 
 use super::blend::Window;
-use super::sprite::Sprite;
+use super::cutout::Cutout;
 
 /// Channels, and a lane to fill the vector.
 type V = [f32; 4];
@@ -265,14 +265,14 @@ fn solve(finest: Level, b: &[V]) -> Vec<V> {
     x
 }
 
-/// Blends the sprite's foreground inside `w` seamlessly into `image` (`u8 [H, W, 3]`).
-pub(super) fn blend(image: &mut [u8], image_width: usize, sprite: &Sprite, w: Window) {
+/// Blends the cutout's foreground inside `w` seamlessly into `image` (`u8 [H, W, 3]`).
+pub(super) fn blend(image: &mut [u8], image_width: usize, cutout: &Cutout, w: Window) {
     let image_height = image.len() / 3 / image_width.max(1);
     let mut level = Level::new(w.height, w.width);
     let mut b = vec![ZERO; level.diagonal.len()];
-    let sprite_width = sprite.picture.width;
+    let cutout_width = cutout.picture.width;
     let inside =
-        |y: usize, x: usize| sprite.mask[(w.sprite_y + y) * sprite_width + w.sprite_x + x] != 0;
+        |y: usize, x: usize| cutout.mask[(w.cutout_y + y) * cutout_width + w.cutout_x + x] != 0;
     let mut rim = false;
     for y in 0..w.height {
         for x in 0..w.width {
@@ -299,10 +299,10 @@ pub(super) fn blend(image: &mut [u8], image_width: usize, sprite: &Sprite, w: Wi
                 }
                 rim = true;
                 let to = (iy as usize * image_width + ix as usize) * 3;
-                let from = ((w.sprite_y + ny) * sprite_width + w.sprite_x + nx) * 4;
+                let from = ((w.cutout_y + ny) * cutout_width + w.cutout_x + nx) * 4;
                 for k in 0..3 {
                     b[i][k] +=
-                        f32::from(image[to + k]) - f32::from(sprite.picture.data[from + k]);
+                        f32::from(image[to + k]) - f32::from(cutout.picture.data[from + k]);
                 }
             }
         }
@@ -319,11 +319,11 @@ pub(super) fn blend(image: &mut [u8], image_width: usize, sprite: &Sprite, w: Wi
             if !inside(y, x) {
                 continue;
             }
-            let from = ((w.sprite_y + y) * sprite_width + w.sprite_x + x) * 4;
+            let from = ((w.cutout_y + y) * cutout_width + w.cutout_x + x) * 4;
             let to = ((w.image_y + y) * image_width + w.image_x + x) * 3;
             for k in 0..3 {
                 let v =
-                    f32::from(sprite.picture.data[from + k]) + u[(y + 1) * stride + x + 1][k];
+                    f32::from(cutout.picture.data[from + k]) + u[(y + 1) * stride + x + 1][k];
                 image[to + k] = (v + 0.5).clamp(0.0, 255.0) as u8;
             }
         }

@@ -352,13 +352,13 @@ impl BankMosaic {
             dict.set_item("prompt", &r.prompt)?;
             dict.set_item("category", r.category)?;
             dict.set_item("verdict", &r.verdict)?;
-            if let Some(way) = &r.way {
-                let levels = way.attention.levels().to_vec();
-                let levels = plane_array(py, way.attention.size(), levels)?;
-                dict.set_item("own", <[u32; 4]>::from(way.own))?;
+            if let Some(trace) = &r.trace {
+                let levels = trace.attention.levels().to_vec();
+                let levels = plane_array(py, trace.attention.size(), levels)?;
+                dict.set_item("own", <[u32; 4]>::from(trace.own))?;
                 dict.set_item("attention", levels)?;
-                dict.set_item("threshold", way.threshold)?;
-                dict.set_item("refined", rle_dict(py, &way.refined)?)?;
+                dict.set_item("threshold", trace.threshold)?;
+                dict.set_item("refined", rle_dict(py, &trace.refined)?)?;
             }
             list.append(dict)?;
         }
@@ -529,7 +529,7 @@ impl PyBank {
                     category: self.index(&field(r, "category")?)?,
                     verdict: optional(r, "verdict")?
                         .unwrap_or_else(|| crate::bank::format::KEPT.to_string()),
-                    way: None,
+                    trace: None,
                 });
             }
         }
@@ -571,7 +571,7 @@ impl PyBank {
                         prompt: String::new(),
                         category,
                         verdict: crate::bank::format::KEPT.into(),
-                        way: None,
+                        trace: None,
                     });
                 }
                 (0..rles.len() as u32).collect()
@@ -608,7 +608,7 @@ impl PyBank {
             weights,
             recipe,
             seed,
-            making: None,
+            generation: None,
         })
     }
 

@@ -17,7 +17,6 @@ use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::{check_interrupt, enter};
-use crate::config::SchedulerKind;
 use crate::dataset::CategoryTable;
 use crate::diffusion::{Hook, Scheduler};
 use crate::error::{Error, Result};
@@ -27,6 +26,7 @@ use crate::mosaic::{
     Canvas, Generator, Mosaic, Options, Part, Progress, Region, RegionImage, RegionResult,
     Subject, parse_device, parse_dtype,
 };
+use crate::recipe::SchedulerKind;
 
 /// How often a long call lets Ctrl-C in.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
@@ -584,7 +584,7 @@ impl Call {
     fn run(
         &self,
         generator: &Generator,
-        recipe: &crate::config::Recipe,
+        recipe: &crate::recipe::Recipe,
         canvases: &[Canvas],
         noise: Option<&(Vec<i64>, Vec<f32>)>,
     ) -> Result<Vec<PyMosaic>> {

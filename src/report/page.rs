@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::figures::{Contents, EngineFacts, Figures, reason};
 use super::{charts, pictures};
 use crate::bank::format::{FOREGROUND, KEPT};
-use crate::bank::way::{Planned, Way};
+use crate::bank::trace::{Planned, RegionTrace};
 use crate::bank::{Bank, InstanceRecord, Kind, MosaicRecord, RecordId};
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
@@ -111,12 +111,12 @@ struct PageRegion {
     verdict: String,
     /// The verdict without its numbers; none for a region with an instance.
     reason: Option<String>,
-    way: Option<PageWay>,
+    trace: Option<PageTrace>,
 }
 
 /// How a region came to its verdict.
 #[derive(Serialize)]
-struct PageWay {
+struct PageTrace {
     /// The part of the picture that its instance may lie in.
     own: PixelBox,
     /// Cells of the attention map.
@@ -303,14 +303,17 @@ fn page_mosaic(m: MosaicRecord, uses: u32, pixels: u32) -> Result<PageMosaic> {
             })
         })
         .collect::<Result<_>>()?;
-    let planned = m.making.as_ref().map_or(&[][..], |making| &making.regions);
+    let planned = m
+        .generation
+        .as_ref()
+        .map_or(&[][..], |generation| &generation.regions);
     let regions = m
         .regions
         .into_iter()
         .map(|r| {
-            let way = r.way.as_ref().map(|w| page_way(w, planned, scale));
+            let trace = r.trace.as_ref().map(|w| page_trace(w, planned, scale));
             Ok(PageRegion {
-                way: way.transpose()?,
+                trace: trace.transpose()?,
                 bbox: r.bbox,
                 prompt: r.prompt,
                 category: r.category,
@@ -325,7 +328,7 @@ fn page_mosaic(m: MosaicRecord, uses: u32, pixels: u32) -> Result<PageMosaic> {
         picture: pictures::thumbnail(m.image, m.size, pixels)?,
         uses,
         seed: m.seed.to_string(),
-        made_on: m.making.map(|made| {
+        made_on: m.generation.map(|made| {
             format!(
                 "{} in {}, {} thread(s)",
                 made.device, made.dtype, made.threads
@@ -339,23 +342,23 @@ fn page_mosaic(m: MosaicRecord, uses: u32, pixels: u32) -> Result<PageMosaic> {
     })
 }
 
-fn page_way(way: &Way, planned: &[Planned], scale: f64) -> Result<PageWay> {
-    let map = &way.attention;
+fn page_trace(trace: &RegionTrace, planned: &[Planned], scale: f64) -> Result<PageTrace> {
+    let map = &trace.attention;
     let above = map
         .levels()
         .iter()
-        .map(|&level| u8::from(f32::from(level) > 255.0 * way.threshold))
+        .map(|&level| u8::from(f32::from(level) > 255.0 * trace.threshold))
         .collect();
     let above = Rle::encode(&BinaryMask::from_vec(map.size(), above)?)?;
-    let planned = planned.get(way.planned as usize);
-    Ok(PageWay {
-        own: way.own,
+    let planned = planned.get(trace.planned as usize);
+    Ok(PageTrace {
+        own: trace.own,
         cells: map.size(),
         levels: pictures::base64(map.levels()),
-        threshold: way.threshold,
+        threshold: trace.threshold,
         // Cells are large on the page: none is rounded off.
         above: pictures::outline(&above, 0.0)?,
-        refined: pictures::outline(&way.refined, scale)?,
+        refined: pictures::outline(&trace.refined, scale)?,
         subject: planned.map(|p| p.subject),
         guidance: planned.map(|p| p.guidance),
     })
@@ -624,7 +627,7 @@ fn unused(uses: &[(u64, u64)]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bank::way::AttentionMap;
+    use crate::bank::trace::AttentionMap;
     use crate::bank::{BankInfo, Category, Limits, MosaicInstance, Region};
 
     const EVIL: &str = "</script><img src=x onerror=alert(1)><!--<script> ' \" & `";
@@ -650,7 +653,7 @@ mod tests {
             prompt: words.into(),
             category,
             verdict: verdict.into(),
-            way: (seed == 1).then(|| Way {
+            trace: (seed == 1).then(|| RegionTrace {
                 planned: 0,
                 own: PixelBox::new(x0, 0, x0 + 30, 40),
                 attention: AttentionMap::shrink(
@@ -684,7 +687,7 @@ mod tests {
             weights: "w".into(),
             recipe: "r".into(),
             seed,
-            making: None,
+            generation: None,
         }
     }
 
@@ -743,14 +746,17 @@ mod tests {
         let report = build(&bank, Vec::new(), Options::default(), &go_on).unwrap();
         let data = data(&report.html);
         for m in data["mosaics"].as_array().unwrap() {
-            let way = &m["regions"][0]["way"];
-            assert_eq!(way.is_null(), m["seed"] == "2");
-            if !way.is_null() {
+            let trace = &m["regions"][0]["trace"];
+            assert_eq!(trace.is_null(), m["seed"] == "2");
+            if !trace.is_null() {
                 // Ten by eight cells, attention rising to the right: the right half is above.
-                assert_eq!(way["cells"], serde_json::json!({"height": 10, "width": 8}));
-                assert_eq!(way["above"], "M8 0l0 10 -4 0 0 -10z");
-                assert_eq!(way["refined"], "");
-                assert_eq!(way["own"], serde_json::json!([0, 0, 30, 40]));
+                assert_eq!(
+                    trace["cells"],
+                    serde_json::json!({"height": 10, "width": 8})
+                );
+                assert_eq!(trace["above"], "M8 0l0 10 -4 0 0 -10z");
+                assert_eq!(trace["refined"], "");
+                assert_eq!(trace["own"], serde_json::json!([0, 0, 30, 40]));
             }
         }
     }

@@ -359,35 +359,35 @@
     return canvas;
   };
 
-  const attention = (region, way, index) => {
-    const { width, height } = way.cells;
-    const levels = Uint8Array.from(atob(way.levels), (c) => c.charCodeAt(0));
-    const share = levels.filter((level) => level > 255 * way.threshold).length / levels.length;
+  const attention = (region, trace, index) => {
+    const { width, height } = trace.cells;
+    const levels = Uint8Array.from(atob(trace.levels), (c) => c.charCodeAt(0));
+    const share = levels.filter((level) => level > 255 * trace.threshold).length / levels.length;
     const [low, high] = [Math.min(...levels) / 255, Math.max(...levels) / 255];
     const map = element("span", {
       class: "heat", role: "img",
-      "aria-label": `Attention map of region ${index + 1}: ${low.toFixed(2)} to ${high.toFixed(2)}; ${(100 * share).toFixed(0)} percent is above the threshold of ${way.threshold.toFixed(2)}`,
+      "aria-label": `Attention map of region ${index + 1}: ${low.toFixed(2)} to ${high.toFixed(2)}; ${(100 * share).toFixed(0)} percent is above the threshold of ${trace.threshold.toFixed(2)}`,
     }, paint(width, height, (i) => levels[i] / 255),
     svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("path", { class: "level under", d: way.above }), svg("path", { class: "level", d: way.above })));
+      svg("path", { class: "level under", d: trace.above }), svg("path", { class: "level", d: trace.above })));
     const [x0, y0, x1, y1] = region.box;
     map.style.aspectRatio = `${x1 - x0} / ${y1 - y0}`;
     const scale = element("span", { class: "heat scale" }, paint(64, 1, (i) => i / 63),
       svg("svg", { viewBox: "0 0 100 1", preserveAspectRatio: "none", "aria-hidden": "true" },
-        svg("path", { class: "level under", d: `M${100 * way.threshold} 0v1` }),
-        svg("path", { class: "level", d: `M${100 * way.threshold} 0v1` })));
+        svg("path", { class: "level under", d: `M${100 * trace.threshold} 0v1` }),
+        svg("path", { class: "level", d: `M${100 * trace.threshold} 0v1` })));
     return step("Attention and threshold", map, scale,
-      element("p", {}, `Threshold ${way.threshold.toFixed(2)}: the line. ${(100 * share).toFixed(0)} % of the map is above it.`),
+      element("p", {}, `Threshold ${trace.threshold.toFixed(2)}: the line. ${(100 * share).toFixed(0)} % of the map is above it.`),
       element("p", { class: "sub" }, `Scale from 0 to 1; this map has ${low.toFixed(2)} to ${high.toFixed(2)}.`));
   };
 
-  const refined = (m, region, way) => {
+  const refined = (m, region, trace) => {
     const [x0, y0] = region.box;
-    const [a, b, c, d] = way.own;
+    const [a, b, c, d] = trace.own;
     const own = ["own under", "own"].map((kind) => svg("rect", { class: kind, x: a, y: b, width: c - a, height: d - b }));
-    const mask = svg("path", { class: "shape k1", d: way.refined, transform: `translate(${x0} ${y0})` });
+    const mask = svg("path", { class: "shape k1", d: trace.refined, transform: `translate(${x0} ${y0})` });
     return step("Refined mask", cut(m, region.box, mask, own),
-      element("p", {}, way.refined === "" ? "Empty." : "Before the filter."),
+      element("p", {}, trace.refined === "" ? "Empty." : "Before the filter."),
       element("p", { class: "sub" }, "Dashed: the part of the picture that is the region's own."));
   };
 
@@ -395,28 +395,28 @@
   const promptOf = (region) => {
     if (region.prompt === "") return ["No prompt is recorded."];
     const letters = [...region.prompt];
-    const [from, to] = region.way?.subject ?? [0, 0];
+    const [from, to] = region.trace?.subject ?? [0, 0];
     const part = (a, b) => letters.slice(a, b).join("");
     return ["“", part(0, from), to > from ? element("mark", {}, part(from, to)) : null, part(to), "”"];
   };
 
-  const wayOf = (m, region, index) => {
+  const traceOf = (m, region, index) => {
     const objects = m.objects.map((o, i) => [o, i]).filter(([o]) => o.region === index);
     const kept = region.reason === null;
     const steps = [
       step("Region and prompt", cut(m, region.box),
         element("p", {}, promptOf(region)),
         element("p", { class: "sub" }, `x ${region.box[0]}–${region.box[2]}, y ${region.box[1]}–${region.box[3]} px`,
-          typeof region.way?.guidance === "number" ? `; guidance ${region.way.guidance}` : null)),
+          typeof region.trace?.guidance === "number" ? `; guidance ${region.trace.guidance}` : null)),
     ];
-    if (region.way) steps.push(attention(region, region.way, index), refined(m, region, region.way));
+    if (region.trace) steps.push(attention(region, region.trace, index), refined(m, region, region.trace));
     const masks = objects.map(([o, i]) => svg("path", { class: `shape k${i % COLOURS}`, d: o.outline }));
     const words = objects.map(([o]) =>
       element("p", { class: "sub" }, `${nameOf(o.category)}: ${number.format(o.area)} px, score ${o.score.toFixed(2)}`));
     steps.push(step("Verdict",
       objects.length ? cut(m, region.box, masks) : null,
       element("p", { class: kept ? "kept" : "rejected" }, kept ? "Kept" : `Rejected: ${region.verdict}`), words));
-    return element("section", { class: "way", "aria-label": `Region ${index + 1}` },
+    return element("section", { class: "trace", "aria-label": `Region ${index + 1}` },
       element("h3", {}, `Region ${index + 1}: `, categoryLink(region.category)),
       element("ol", { class: "steps" }, steps));
   };
@@ -476,7 +476,7 @@
           ]),
           again(m))),
       element("h2", {}, "From region to verdict"),
-      ...m.regions.map((r, i) => wayOf(m, r, i)),
+      ...m.regions.map((r, i) => traceOf(m, r, i)),
     );
     return title;
   };

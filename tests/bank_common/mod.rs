@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use mosaicbank::bank::way::{AttentionMap, Making, Way, fingerprint};
+use mosaicbank::bank::trace::{AttentionMap, Generation, RegionTrace, fingerprint};
 use mosaicbank::bank::{
     Bank, BankInfo, Category, Codec, Limits, MosaicInstance, MosaicRecord, Region,
 };
@@ -72,7 +72,7 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
             prompt: format!("a photo of a single thing_{}", category + 1),
             category,
             verdict: mosaicbank::bank::format::KEPT.into(),
-            way: seed.is_multiple_of(2).then(|| Way {
+            trace: seed.is_multiple_of(2).then(|| RegionTrace {
                 planned: i as u32,
                 own: PixelBox::new(i as u32 * half, 0, (i as u32 + 1) * half, h),
                 attention: AttentionMap::shrink(&vec![0.5; size.area() as usize], size)
@@ -95,7 +95,7 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
             region: i as u32,
         })
         .collect();
-    let making = Making {
+    let generation = Generation {
         canvas: size,
         window: PixelBox::new(0, 0, size.width, size.height),
         regions: Vec::new(),
@@ -114,6 +114,6 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
         weights: "weights".into(),
         recipe: "recipe".into(),
         seed,
-        making: seed.is_multiple_of(2).then_some(making),
+        generation: seed.is_multiple_of(2).then_some(generation),
     }
 }

@@ -449,7 +449,7 @@ def test_one_mosaic(wide, page, bank):
     assert f"Rejected: {mosaic['regions'][1]['verdict']}" in shown
     # This one was put there by hand: nobody can make it again.
     assert "does not say how to make it again" in shown
-    assert wide.js("return document.querySelectorAll('#mosaic .way').length") == 2
+    assert wide.js("return document.querySelectorAll('#mosaic .trace').length") == 2
     # Its category's view leads back to it.
     category = mosaic["objects"][0]["category"]
     wide.go(f"#/category/{category}")
@@ -462,7 +462,7 @@ def test_one_mosaic(wide, page, bank):
     assert wide.view() == "overview"
 
 
-def test_the_way_of_a_mosaic_that_was_made(tmp_path):
+def test_the_trace_of_a_generated_mosaic(tmp_path):
     pytest.importorskip("torch")
     from mosaicbank import _loader
 
@@ -495,19 +495,19 @@ def test_the_way_of_a_mosaic_that_was_made(tmp_path):
     opened = _core.Bank.open(str(folder))
     assert len(data["mosaics"]) == len(opened.mosaic_ids()) >= 2
     mosaic = data["mosaics"][0]
-    way = mosaic["regions"][0]["way"]
-    assert 0 < way["threshold"] < 1 and way["above"].startswith("M")
+    trace = mosaic["regions"][0]["trace"]
+    assert 0 < trace["threshold"] < 1 and trace["above"].startswith("M")
     browser = chromium(*WINDOWS[1], "light")
     try:
         report = Page(browser, out)
         report.go(f"#/mosaic/{mosaic['id']}")
         titles = report.js(
-            "return [...document.querySelector('.way').querySelectorAll('.title')]"
+            "return [...document.querySelector('.trace').querySelectorAll('.title')]"
             ".map((t) => t.textContent)"
         )
         assert titles == ["Region and prompt", "Attention and threshold", "Refined mask", "Verdict"]
-        assert report.text(".way mark") == "banana"
-        assert f"the threshold of {way['threshold']:.2f}" in report.one(
+        assert report.text(".trace mark") == "banana"
+        assert f"the threshold of {trace['threshold']:.2f}" in report.one(
             ".heat[role=img]"
         ).get_attribute("aria-label")
         # The canvas is painted: dark where there is no attention, light where there is most.

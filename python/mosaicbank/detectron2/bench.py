@@ -39,7 +39,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 import mosaicbank
-from mosaicbank.detectron2 import demo_data, inject
+from mosaicbank.detectron2 import demo_data, paste
 from mosaicbank.detectron2.build import build_mosaic_train_loader
 from mosaicbank.detectron2.config import add_mosaic_config
 from mosaicbank.detectron2.hooks import MosaicHook
@@ -276,8 +276,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return training(cfg, options)
     clock = Clock()
     clock.watch(detection_utils, "read_image", "reading the file")
-    clock.watch(inject.Paster, "before", "all of the paste")
-    clock.watch(inject.Paster, "after", "all of the paste")
+    clock.watch(paste.Paster, "before", "all of the paste")
+    clock.watch(paste.Paster, "after", "all of the paste")
     clock.watch(mosaicbank, "paste", "the paste's core")
     mapper = clock.timed(mapper_of(cfg, options), "the mapper")
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)

@@ -24,7 +24,7 @@ import mosaicbank
 from mosaicbank.detectron2 import build_mosaic_train_loader
 from mosaicbank.detectron2.categories import CategoryMap, DatasetClasses
 from mosaicbank.detectron2.dataset import FILL, mosaic_record
-from mosaicbank.detectron2.inject import size_statistics, update_federated
+from mosaicbank.detectron2.paste import size_statistics, update_federated
 
 NAMES = list(made.CATEGORIES.values())
 
@@ -516,7 +516,7 @@ def test_pasting_leaves_untouched_labels_as_they_are(cfg, bank):
     from detectron2.data import DatasetCatalog
 
     from mosaicbank.detectron2.config import PasteSettings
-    from mosaicbank.detectron2.inject import Paster
+    from mosaicbank.detectron2.paste import Paster
 
     classes = DatasetClasses.from_metadata(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]))
     categories = CategoryMap(bank.categories, classes)

@@ -11,7 +11,7 @@ from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from mosaicbank.detectron2.memory import held
+from mosaicbank.detectron2.memory_images import held
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::plan::Need;
+use super::plan::Shortage;
 use crate::bank::{Bank, Category, Demand, Kind};
 use crate::dataset::CategoryTable;
 use crate::error::{Error, Result};
@@ -117,7 +117,7 @@ type Mark = (u64, u64, u64);
 
 /// Keeps what every category needs, looking at the bank as seldom as it can.
 #[derive(Debug)]
-pub struct Needs {
+pub struct DemandTracker {
     target: u64,
     wanted: Vec<u32>,
     rarity: Vec<f64>,
@@ -131,7 +131,7 @@ pub struct Needs {
     mark: Mark,
 }
 
-impl Needs {
+impl DemandTracker {
     /// Of the categories `wanted` (indices into the bank's table), each with `target` unused
     /// mosaics.
     pub fn new(bank: &Bank, wanted: Vec<u32>, target: u64) -> Self {
@@ -237,9 +237,9 @@ impl Needs {
     }
 
     /// What each category of the bank needs, with `coming` mosaics of each on their way.
-    pub fn needs(&self, coming: &[u64]) -> Vec<Need> {
+    pub fn needs(&self, coming: &[u64]) -> Vec<Shortage> {
         let demand = self.demand();
-        let mut needs = vec![Need::default(); self.fresh.len()];
+        let mut needs = vec![Shortage::default(); self.fresh.len()];
         for &c in &self.wanted {
             let c = c as usize;
             let get = |list: &[f64]| list.get(c).copied().unwrap_or(1.0);
@@ -247,7 +247,7 @@ impl Needs {
                 + coming.get(c).copied().unwrap_or_default();
             let feedback = self.board.get(c).map_or(1.0, |d| f64::from(d.weight));
             if let Some(need) = needs.get_mut(c) {
-                *need = Need {
+                *need = Shortage {
                     missing: self.target.saturating_sub(there),
                     weight: get(&self.rarity) * get(&demand) * feedback,
                     barred: false,
@@ -369,7 +369,7 @@ mod tests {
     fn what_is_asked_for_goes_before_everything_else() {
         let dir = tempfile::tempdir().unwrap();
         let bank = bank(dir.path(), &[Some("r"), Some("f"), Some("r")]);
-        let mut needs = Needs::new(&bank, vec![0, 1, 2], 25);
+        let mut needs = DemandTracker::new(&bank, vec![0, 1, 2], 25);
         needs.refresh(&bank).unwrap();
         let before = needs.needs(&[]);
         assert!(before[0].deficit() > before[1].deficit());
@@ -393,7 +393,7 @@ mod tests {
         let board = bank.board().unwrap();
         board.set_feedback(0, 2.0, 1.0).unwrap();
         board.set_feedback(1, 0.0, 1.0).unwrap();
-        let mut needs = Needs::new(&bank, vec![0, 1, 2], 5);
+        let mut needs = DemandTracker::new(&bank, vec![0, 1, 2], 5);
         needs.refresh(&bank).unwrap();
         let got: Vec<f64> = needs.needs(&[]).iter().map(|n| n.deficit()).collect();
         assert!(
@@ -406,7 +406,7 @@ mod tests {
     fn only_wanted_categories_need_anything() {
         let dir = tempfile::tempdir().unwrap();
         let bank = bank(dir.path(), &[Some("r"), Some("r")]);
-        let mut needs = Needs::new(&bank, vec![1], 5);
+        let mut needs = DemandTracker::new(&bank, vec![1], 5);
         needs.refresh(&bank).unwrap();
         assert_eq!(needs.needs(&[])[0].missing, 0);
         assert_eq!(needs.needs(&[])[1].missing, 5);

@@ -8,7 +8,7 @@ use crate::mask::{BinaryMask, components};
 const FOREGROUND: u8 = crate::bank::format::FOREGROUND;
 /// Fixed-point one of the resize weights.
 const ONE: u16 = 256;
-/// Pixels around the foreground that a sprite has at least (a 5 x 5 blur reaches 2 further).
+/// Pixels around the foreground that a cutout has at least (a 5 x 5 blur reaches 2 further).
 pub(super) const BORDER: usize = 2;
 
 /// A picture with alpha, `u8 [h, w, 4]`, row-major.
@@ -19,7 +19,7 @@ pub(super) struct Rgba {
     pub data: Vec<u8>,
 }
 
-/// How an instance is turned into a sprite.
+/// How an instance is turned into a cutout.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Transform {
     pub height: usize,
@@ -32,9 +32,9 @@ pub(super) struct Transform {
     pub swap: bool,
 }
 
-/// A sprite: its picture, the foreground (1 inside), and the foreground's tight box in it.
+/// A cutout: its picture, the foreground (1 inside), and the foreground's tight box in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Sprite {
+pub(super) struct Cutout {
     pub picture: Rgba,
     pub mask: Vec<u8>,
     pub tight: PixelBox,
@@ -273,25 +273,25 @@ fn padded(p: &Rgba, border: usize) -> Rgba {
     }
 }
 
-/// The sprite of an instance, `None` when nothing is left of it.
-pub(super) fn sprite(rgb: &[u8], alpha: &[u8], size: Size, t: &Transform) -> Option<Sprite> {
+/// The cutout of an instance, `None` when nothing is left of it.
+pub(super) fn cutout(rgb: &[u8], alpha: &[u8], size: Size, t: &Transform) -> Option<Cutout> {
     // The same code, compiled for wider registers where the processor has them.
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the processor has AVX2.
-        return unsafe { sprite_avx2(rgb, alpha, size, t) };
+        return unsafe { cutout_avx2(rgb, alpha, size, t) };
     }
-    sprite_plain(rgb, alpha, size, t)
+    cutout_plain(rgb, alpha, size, t)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn sprite_avx2(rgb: &[u8], alpha: &[u8], size: Size, t: &Transform) -> Option<Sprite> {
-    sprite_plain(rgb, alpha, size, t)
+fn cutout_avx2(rgb: &[u8], alpha: &[u8], size: Size, t: &Transform) -> Option<Cutout> {
+    cutout_plain(rgb, alpha, size, t)
 }
 
 #[inline(always)]
-fn sprite_plain(rgb: &[u8], alpha: &[u8], size: Size, t: &Transform) -> Option<Sprite> {
+fn cutout_plain(rgb: &[u8], alpha: &[u8], size: Size, t: &Transform) -> Option<Cutout> {
     if size.area() == 0 || t.height == 0 || t.width == 0 {
         return None;
     }
@@ -328,7 +328,7 @@ fn sprite_plain(rgb: &[u8], alpha: &[u8], size: Size, t: &Transform) -> Option<S
         }
         tight = tight_box(&mask, picture.width)?;
     }
-    Some(Sprite {
+    Some(Cutout {
         picture,
         mask,
         tight,

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha8Rng;
 
+use super::demand::DemandTracker;
 use super::heartbeat::Heartbeat;
-use super::needs::Needs;
-use super::plan::{self, Need, Odds, Others};
-use super::worker::{Next, Outlook, Report, Source};
+use super::plan::{self, Odds, Others, Shortage};
+use super::worker::{Next, Outlook, Planner, Report};
 use crate::bank::Bank;
 use crate::error::{Error, Result};
 use crate::rng;
@@ -20,7 +20,7 @@ const PATIENCE: f64 = 10.0;
 
 /// Keeps the stock of unused mosaics, in the order of what the trainers need most.
 pub struct OnDemand {
-    needs: Needs,
+    needs: DemandTracker,
     target: u64,
     odds: Odds,
     draw: ChaCha8Rng,
@@ -40,7 +40,7 @@ impl OnDemand {
     pub fn new(bank: &Bank, wanted: Vec<u32>, target: u64, odds: Odds, id: &str) -> Self {
         let n = bank.categories().len();
         Self {
-            needs: Needs::new(bank, wanted, target),
+            needs: DemandTracker::new(bank, wanted, target),
             target,
             odds,
             draw: rng::keyed(u64::from(std::process::id()), id, 0),
@@ -53,7 +53,7 @@ impl OnDemand {
         }
     }
 
-    /// Shows nothing else than what is drawable (see [`super::needs::drawable`]) beside the wanted
+    /// Shows nothing else than what is drawable (see [`super::demand::drawable`]) beside the wanted
     /// categories, either.
     #[must_use]
     pub fn with_drawable(mut self, drawable: Vec<bool>) -> Self {
@@ -79,7 +79,7 @@ impl OnDemand {
     }
 }
 
-impl Source for OnDemand {
+impl Planner for OnDemand {
     fn next(&mut self, bank: &Bank, coming: &[u64], most: usize) -> Result<Next> {
         self.needs.refresh(bank)?;
         self.look_around(bank);
@@ -199,7 +199,7 @@ impl Prewarm {
     }
 }
 
-impl Source for Prewarm {
+impl Planner for Prewarm {
     fn next(&mut self, bank: &Bank, coming: &[u64], most: usize) -> Result<Next> {
         if self.evicted > 0 {
             return Err(Error::value(
@@ -210,11 +210,11 @@ impl Source for Prewarm {
             ));
         }
         self.stock.clone_from(&bank.stock()?.mosaics);
-        let needs: Vec<Need> = (0..self.goals.len())
+        let needs: Vec<Shortage> = (0..self.goals.len())
             .map(|c| {
                 let of = |list: &[u64]| list.get(c).copied().unwrap_or_default();
                 let given_up = self.fails.get(c).is_some_and(|n| *n >= self.tries);
-                Need {
+                Shortage {
                     missing: of(&self.goals).saturating_sub(of(&self.stock) + of(coming)),
                     weight: if given_up { 0.0 } else { 1.0 },
                     barred: false,

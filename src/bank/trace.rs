@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize, de};
 use sha2::{Digest, Sha256};
 
 use super::codec;
-use crate::config::hex;
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 use crate::mask::Rle;
+use crate::recipe::hex;
 
 /// Longest side of a kept attention map.
 const MOST_CELLS: u32 = 32;
@@ -19,8 +19,8 @@ const PIXELS_PER_CELL: u32 = 4;
 
 /// How a region came to its verdict.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Way {
-    /// Index into [`Making::regions`].
+pub struct RegionTrace {
+    /// Index into [`Generation::regions`].
     pub planned: u32,
     /// The part of the picture that its instance may lie in, in pixels.
     pub own: PixelBox,
@@ -130,7 +130,7 @@ impl<'de> Deserialize<'de> for AttentionMap {
 
 /// All that making a mosaic again needs, besides the weights, the seed and the recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Making {
+pub struct Generation {
     /// Size of the whole canvas.
     pub canvas: Size,
     /// The part of the canvas that the picture shows (all of it, unless the recipe crops).
@@ -175,7 +175,7 @@ pub fn fingerprint(image: &[u8], size: Size) -> String {
     hex(&hash.finalize())
 }
 
-impl Making {
+impl Generation {
     /// Checks that the boxes lie on the canvas, and that the window is the picture's size.
     ///
     /// # Errors

@@ -5,9 +5,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
-use crate::bank::way::{self, AttentionMap, Making, Planned, Way};
+use crate::bank::trace::{self, AttentionMap, Generation, Planned, RegionTrace};
 use crate::bank::{Bank, BankInfo, Limits, MosaicInstance, MosaicRecord, Region, format};
-use crate::config::Recipe;
 use crate::dataset::{Category, CategoryTable};
 use crate::error::{Error, Result};
 use crate::geometry::PixelBox;
@@ -16,6 +15,7 @@ use crate::mosaic::{
     Canvas, Denoised, Generator, Labeller, Mosaic, Options, Progress, RegionResult, Subject,
     device_kind, dtype_name,
 };
+use crate::recipe::Recipe;
 
 /// What is to be made: everything that a mosaic is a function of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Order {
 }
 
 /// The device's part of the work.
-pub trait Maker {
+pub trait Backend {
     /// The canvas of an order with this many regions.
     ///
     /// # Errors
@@ -79,12 +79,12 @@ pub trait Finisher: Send + Sync {
 }
 
 /// A loaded model with one recipe per region count.
-pub struct ModelMaker {
+pub struct ModelBackend {
     generator: Generator,
     recipes: HashMap<u32, Recipe>,
 }
 
-impl ModelMaker {
+impl ModelBackend {
     /// With the model's recommended recipe and the user's `own` values over it; `regions` are
     /// the counts that will be asked for.
     ///
@@ -139,7 +139,7 @@ fn recipe_for(recipes: &HashMap<u32, Recipe>, regions: usize) -> Result<&Recipe>
         })
 }
 
-impl Maker for ModelMaker {
+impl Backend for ModelBackend {
     fn canvas(&self, order: &Order) -> Result<Canvas> {
         let recipe = self.recipe_for(order.categories.len())?;
         let mut canvas = self.generator.canvas_with_layout(
@@ -193,7 +193,7 @@ impl Maker for ModelMaker {
     }
 }
 
-/// The CPU's part of a [`ModelMaker`].
+/// The CPU's part of a [`ModelBackend`].
 struct ModelFinisher {
     labeller: Labeller,
     recipes: HashMap<u32, Recipe>,
@@ -217,14 +217,14 @@ impl Finisher for ModelFinisher {
             Some(i) => i.provenance.recipe.clone(),
             None => recipe_for(&self.recipes, mosaic.regions.len())?.hash()?,
         };
-        let maker = MadeBy {
+        let backend = MadeBy {
             model: &self.model,
             weights: &self.weights,
             device: self.device,
             dtype: self.dtype,
             threads: self.threads,
         };
-        record_of(bank, canvas, mosaic, maker, &recipe)
+        record_of(bank, canvas, mosaic, backend, &recipe)
     }
 }
 
@@ -275,7 +275,7 @@ pub fn record_of(
     bank: &Bank,
     canvas: &Canvas,
     mosaic: &Mosaic,
-    maker: MadeBy<'_>,
+    backend: MadeBy<'_>,
     recipe: &str,
 ) -> Result<MosaicRecord> {
     let regions = mosaic
@@ -283,7 +283,7 @@ pub fn record_of(
         .iter()
         .map(|r| {
             Ok(Region {
-                way: way(canvas, mosaic, r)?,
+                trace: trace(canvas, mosaic, r)?,
                 bbox: r.bbox,
                 prompt: r.subject.prompt.clone(),
                 category: bank.category(&r.category)?,
@@ -316,23 +316,23 @@ pub fn record_of(
         })
         .collect::<Result<_>>()?;
     Ok(MosaicRecord {
-        id: MosaicRecord::id_of(recipe, maker.weights, mosaic.seed),
+        id: MosaicRecord::id_of(recipe, backend.weights, mosaic.seed),
         size: mosaic.size,
         image: mosaic.rgb.clone(),
         regions,
         instances,
-        model: maker.model.to_owned(),
-        weights: maker.weights.to_owned(),
+        model: backend.model.to_owned(),
+        weights: backend.weights.to_owned(),
         recipe: recipe.to_owned(),
         seed: mosaic.seed,
-        making: Some(Making {
+        generation: Some(Generation {
             canvas: canvas.size,
             window: mosaic.window,
             regions: canvas.regions.iter().map(planned).collect(),
-            device: maker.device.to_owned(),
-            dtype: maker.dtype.to_owned(),
-            threads: maker.threads,
-            pixels: way::fingerprint(&mosaic.rgb, mosaic.size),
+            device: backend.device.to_owned(),
+            dtype: backend.dtype.to_owned(),
+            threads: backend.threads,
+            pixels: trace::fingerprint(&mosaic.rgb, mosaic.size),
         }),
     })
 }
@@ -353,8 +353,8 @@ fn planned(region: &crate::mosaic::Region) -> Planned {
 ///
 /// # Errors
 /// [`Error::Value`] when a subject lies outside its prompt.
-pub fn canvas_of(making: &Making, seed: u64) -> Result<Canvas> {
-    let regions = making
+pub fn canvas_of(generation: &Generation, seed: u64) -> Result<Canvas> {
+    let regions = generation
         .regions
         .iter()
         .map(|r| {
@@ -371,14 +371,18 @@ pub fn canvas_of(making: &Making, seed: u64) -> Result<Canvas> {
         })
         .collect::<Result<_>>()?;
     Ok(Canvas {
-        size: making.canvas,
+        size: generation.canvas,
         regions,
         seed,
     })
 }
 
 /// How a region came to its verdict; nothing where its attention was not read.
-fn way(canvas: &Canvas, mosaic: &Mosaic, region: &RegionResult) -> Result<Option<Way>> {
+fn trace(
+    canvas: &Canvas,
+    mosaic: &Mosaic,
+    region: &RegionResult,
+) -> Result<Option<RegionTrace>> {
     let Some(mask) = &region.mask else {
         return Ok(None);
     };
@@ -388,7 +392,7 @@ fn way(canvas: &Canvas, mosaic: &Mosaic, region: &RegionResult) -> Result<Option
         .regions
         .iter()
         .position(|p| [p.own.x0, p.own.y0] == [region.own.x0 + x, region.own.y0 + y]);
-    Ok(Some(Way {
+    Ok(Some(RegionTrace {
         planned: planned.unwrap_or_default() as u32,
         own: region.own,
         attention: AttentionMap::shrink(&region.attention, mask.size())?,
