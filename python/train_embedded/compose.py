@@ -51,6 +51,13 @@ class Art:
     ) -> None:
         self.pictures: dict[str, list[Picture]] = {}
         self.definitions: dict[str, str] = {}
+        self._read(path, styles, tier)
+        if not self.pictures:
+            raise ValueError(f"{path}: no picture with styles {styles} and tier <= {tier}")
+        self.names = sorted(self.pictures)
+        self.share: np.ndarray | None = None
+
+    def _read(self, path: Path, styles: tuple[str, ...], tier: int | None) -> None:
         with zipfile.ZipFile(path) as archive:
             for entry in json.loads(archive.read("index.json")):
                 if entry["style"] not in styles or (tier is not None and entry["tier"] > tier):
@@ -68,10 +75,12 @@ class Art:
                     Picture(name, entry["style"], tuple(levels))
                 )
                 self.definitions[name] = entry["definition"]
-        if not self.pictures:
-            raise ValueError(f"{path}: no picture with styles {styles} and tier <= {tier}")
-        self.names = sorted(self.pictures)
-        self.share: np.ndarray | None = None
+
+    def extend(self, path: Path, styles: tuple[str, ...]) -> Art:
+        """Read the pictures of another archive besides, of the same categories; returns itself."""
+        before = set(self.names)
+        self._read(path, styles, None)
+        return self.only(before)
 
     def boost(self, names: set[str], factor: float) -> None:
         """Draw the categories ``names`` ``factor`` times as often as the others."""
@@ -164,14 +173,16 @@ def compose(
     width: int,
     scale: tuple[float, float] = (0.62, 0.95),
     strength: float = 1.0,
+    behind: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Put ``picture`` on a random background.
 
-    ``scale``: range of the object's longer side as a share of the shorter region side.
+    ``scale``: range of the object's longer side as a share of the shorter region side;
+    ``behind``: ``float32 [height, width, 3]`` in 0..1 instead of a random background.
     Returns the image ``uint8 [height, width, 3]``, the object's coverage
     ``float32 [height, width]`` and words that describe the background.
     """
-    image, words = background(rng, height, width)
+    image, words = background(rng, height, width) if behind is None else (behind, "")
     side = rng.uniform(*scale) * min(height, width)
     level = picture.levels[0]
     for candidate in picture.levels:

