@@ -8,11 +8,13 @@ segmenter and the scorer are trained on their output; the generator is not.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
 from compose import Art, Picture, background, compose
-from train import to_images
+from training import to_images
 
 SIDE = 64
 """Side in px of the pictures that :class:`Pool` makes."""
@@ -25,6 +27,15 @@ LEVEL = 1
 KERNELS = [
     cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * r + 1, 2 * r + 1)) for r in range(1, 4)
 ]
+
+
+@dataclass
+class Redrawn:
+    """A redrawn :class:`compose.Picture`: one level of 80 px, premultiplied ``float32``."""
+
+    category: str
+    style: str
+    levels: tuple[np.ndarray, ...]
 
 
 def _dark(rng: np.random.Generator) -> np.ndarray:
@@ -63,12 +74,11 @@ def restyle(
     recolour: float = 1.0,
     reshape: float = 1.0,
     texture: Picture | None = None,
-) -> Picture:
+) -> Redrawn:
     """``picture`` redrawn: outlines, inner lines, flat or missing fills, other colours, a warp.
 
     ``recolour`` and ``reshape`` (0..1) say how far colours and shape may go; ``texture`` is a
-    picture whose paint may replace this one's. The result has one level of 80 px, premultiplied
-    ``float32``; its alpha is the redrawn object's coverage.
+    picture whose paint may replace this one's. The alpha is the redrawn object's coverage.
     """
     pixels = picture.levels[LEVEL].copy()
     side = pixels.shape[0]
@@ -130,10 +140,12 @@ def restyle(
         cv2.ellipse(gap, centre, axes, rng.uniform(0, 180), 0, 360, 1.0, -1, cv2.LINE_AA)
         alpha = alpha * (1 - gap)
     out = np.concatenate([rgb * alpha[..., None], alpha[..., None]], -1).astype(np.float32)
-    return Picture(picture.category, picture.style, (np.clip(out, 0, 1),))
+    return Redrawn(picture.category, picture.style, (np.clip(out, 0, 1),))
 
 
-def busy(rng: np.random.Generator, height: int, width: int, near: Picture | None) -> np.ndarray:
+def busy(
+    rng: np.random.Generator, height: int, width: int, near: Picture | Redrawn | None
+) -> np.ndarray:
     """A background that helps less: rougher, or in the object's own colours.
 
     ``near``: the object's picture; ``float32 [height, width, 3]`` in 0..1.
@@ -209,10 +221,10 @@ class Pool:
         self.index = {name: number for number, name in enumerate(art.names)}
         self.rng = np.random.default_rng(seed)
         self.torch = torch.Generator().manual_seed(int(self.rng.integers(2**62)))
-        self.styled: list[Picture] = []
+        self.styled: list[Redrawn] = []
         self.held: list[Sample] = []
 
-    def _picture(self) -> Picture:
+    def _picture(self) -> Picture | Redrawn:
         """A source picture as it is (a quarter), or redrawn."""
         rng = self.rng
         name = self.art.names[rng.integers(len(self.art.names))]

@@ -28,11 +28,10 @@ import torch
 import torch.nn.functional as F
 from augment import SIDE, Pool, to_input
 from compose import TRAIN_STYLES, Art, compose, prompt, readable, subject
-from model import MAX_TOKENS, PRESETS, write_tokenizer
 from prepare import EXTRA_STYLES, HELD_OUT_STYLES
 from safetensors.torch import save_file
 from tqdm import tqdm
-from train import Budget, Ema, Stop, load, save
+from training import Budget, Ema, Stop, load, save
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -41,6 +40,7 @@ SCORER = HERE / "scorer"
 RATE, BATCH = 1e-3, 64
 CHANGE = 0.4
 """How far the training pictures' shape and colour go (see ``augment.Pool``)."""
+MAX_TOKENS = 77
 KEEP = 0.5
 """Share of a picture's patches that training reads (arXiv 2212.00794) until ``WHOLE``."""
 WHOLE = 0.6
@@ -134,14 +134,12 @@ def zero_shot(model: CLIPModel, tokenizer, art: Art, texts: list[str], each: int
     ``texts``: one per category of ``art``. The pictures are those of ``compose.py`` as they are.
     """
     rng = np.random.default_rng(11)
-    model.eval()
     words = text_features(model, tokenizer, texts)
     right = []
     for number, name in enumerate(art.names):
         made = [compose(rng, art.draw(rng, name), SIDE, SIDE)[0] for _ in range(each)]
         features = image_features(model, to_input(np.stack(made)))
         right.append(((features @ words.T).argmax(1) == number).float().mean().item())
-    model.train()
     order = np.argsort(right)
     return {
         "top1": float(np.mean(right)),
@@ -173,7 +171,7 @@ def train(args: argparse.Namespace) -> None:
     seen, unseen = arts(args)
     curated = json.loads((HERE / "curated.json").read_text())
     synonyms = {c["name"]: c["synonyms"] for c in curated}
-    tokenizer = write_tokenizer(args.run / "tokenizer", PRESETS["cpu"].merges)
+    tokenizer = CLIPTokenizer.from_pretrained(args.model / "tokenizer")
     vae = None
     if args.vae is not None:
         from diffusers import AutoencoderKL
@@ -269,7 +267,9 @@ def run_export(args: argparse.Namespace) -> None:
     part = args.to.with_name(args.to.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    tokenizer = write_tokenizer(part, PRESETS["cpu"].merges)
+    for source in sorted((args.model / "tokenizer").iterdir()):
+        shutil.copyfile(source, part / source.name)
+    tokenizer = CLIPTokenizer.from_pretrained(part)
     model = make_clip(tokenizer)
     ema = Ema([model], 0.0)
     ema.average = state["ema"]
@@ -327,7 +327,7 @@ def run_judge(args: argparse.Namespace) -> dict:
     features = image_features_of(model, generated(args, art))
     rng = np.random.default_rng(args.seed)
     count = len(art.names)
-    labels = np.repeat(np.arange(count), args.samples)
+    labels = np.repeat(np.arange(count), args.generated)
     for key, texts in (
         ("", prompts(art)),
         ("_by_name_alone", [prompt(n, None) for n in art.names]),
@@ -356,17 +356,17 @@ def image_features_of(model: CLIPModel, images: list[np.ndarray]) -> torch.Tenso
 
 
 def generated(args: argparse.Namespace, art: Art) -> list[np.ndarray]:
-    """``--samples`` pictures of every category by the embedded model, kept in ``--work``."""
+    """``--generated`` pictures of every category by the embedded model, kept in ``--work``."""
     from judge import Project, Reference
 
-    path = args.work / f"generated_{args.samples}_{args.seed}.npz"
+    path = args.work / f"generated_{args.generated}_{args.seed}.npz"
     if path.exists():
         return list(np.load(path)["images"])
     recipe = json.loads((args.model / "mosaicbank.json").read_text())["recipe"]
     pipeline = (Project if args.pipeline == "mosaicbank" else Reference)(args.model)
     images = []
     for number, name in enumerate(tqdm(art.names, desc="generated", mininterval=5)):
-        for k in range(args.samples):
+        for k in range(args.generated):
             seed = args.seed + 1000 * number + k
             options = (recipe["height"], recipe["steps"], recipe["guidance"], seed)
             text = prompt(name, art.definitions[name])
@@ -387,15 +387,23 @@ def main() -> int:
     parser.add_argument("--run", type=Path, help="folder for checkpoints (train, export)")
     parser.add_argument("--to", type=Path, help="directory to export to")
     parser.add_argument("--scorer", type=Path, default=SCORER, help="directory to judge")
-    parser.add_argument("--model", type=Path, default=EMBEDDED, help="the embedded model (judge)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=EMBEDDED,
+        help="the embedded model: its tokenizer (train, export), its pictures (judge)",
+    )
     parser.add_argument("--work", type=Path, help="generated pictures go here (judge)")
     parser.add_argument("--json", type=Path, help="write the judgement here")
     parser.add_argument("--pipeline", choices=("mosaicbank", "reference"), default="mosaicbank")
-    parser.add_argument("--samples-per-category", dest="each_generated", type=int, default=3)
+    parser.add_argument(
+        "--generated", type=int, default=3, help="generated pictures per category (judge)"
+    )
     parser.add_argument("--each", type=int, default=10, help="composed pictures per category")
     parser.add_argument("--tier", type=int, choices=(1, 2, 3, 4), default=2)
-    parser.add_argument("--vae", type=Path, default=EMBEDDED, help="gives the generated look")
-    parser.add_argument("--no-vae", dest="vae", action="store_const", const=None)
+    parser.add_argument(
+        "--vae", type=Path, help="a model's directory: a quarter of the pictures go through its VAE"
+    )
     parser.add_argument("--minutes", type=float, help="active minutes, earlier runs included")
     parser.add_argument("--samples", type=int, help="training samples, earlier runs included")
     parser.add_argument("--save-minutes", type=float, default=3.0)
@@ -419,7 +427,6 @@ def main() -> int:
     elif args.stage == "export":
         run_export(args)
     else:
-        args.samples = args.each_generated
         report = run_judge(args)
         print(json.dumps(report, indent=1))
         if args.json is not None:

@@ -11,6 +11,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -31,13 +32,26 @@ TEMPLATE = "a photo of a single {}"
 """The generator's prompt template (MosaicFusion, arXiv 2309.13042, section 3.2)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Picture:
-    """One source picture. ``levels``: premultiplied ``float32 [S, S, 4]``, S = 160, 80, 40."""
+    """One source picture: PNG bytes, decoded when it is first used."""
 
     category: str
     style: str
-    levels: tuple[np.ndarray, ...]
+    source: bytes
+
+    @cached_property
+    def levels(self) -> tuple[np.ndarray, ...]:
+        """Premultiplied ``float32 [S, S, 4]`` in 0..1, S = 160, 80, 40."""
+        image = Image.open(io.BytesIO(self.source))
+        pixels = np.asarray(image, dtype=np.float32) / 255.0
+        pixels = np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], -1)
+        levels = [pixels]
+        while len(levels) < 3:
+            levels.append(
+                cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            )
+        return tuple(levels)
 
 
 class Art:
@@ -62,18 +76,9 @@ class Art:
             for entry in json.loads(archive.read("index.json")):
                 if entry["style"] not in styles or (tier is not None and entry["tier"] > tier):
                     continue
-                image = Image.open(io.BytesIO(archive.read(entry["file"])))
-                pixels = np.asarray(image, dtype=np.float32) / 255.0
-                pixels = np.concatenate([pixels[..., :3] * pixels[..., 3:], pixels[..., 3:]], -1)
-                levels = [pixels]
-                while len(levels) < 3:
-                    levels.append(
-                        cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-                    )
                 name = entry["category"]
-                self.pictures.setdefault(name, []).append(
-                    Picture(name, entry["style"], tuple(levels))
-                )
+                picture = Picture(name, entry["style"], archive.read(entry["file"]))
+                self.pictures.setdefault(name, []).append(picture)
                 self.definitions[name] = entry["definition"]
 
     def extend(self, path: Path, styles: tuple[str, ...]) -> Art:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,11 @@ FOLDER = ROOT / "python" / "train_embedded"
 MODEL = ROOT / "python" / "mosaicbank" / "models" / "embedded"
 sys.path.insert(0, str(FOLDER))
 
+import augment  # noqa: E402
+import clip  # noqa: E402
 import compose  # noqa: E402
 import judge  # noqa: E402
+import judge_network  # noqa: E402
 import model  # noqa: E402
 import prepare  # noqa: E402
 import torch  # noqa: E402
@@ -277,3 +282,164 @@ def test_exported_categories_agree_with_the_curated_list(curated):
     assert listing["trained"] == len(listing["categories"])
     assert listing["trained_rare"] == sum(c["frequency"] == "r" for c in listing["categories"])
     assert listing["prepared"] == len(both) >= 100
+
+
+def test_iconify_sets_are_read_by_slug_or_unicode_name(tmp_path):
+    pytest.importorskip("cairosvg")
+    body = '<path fill="#f00" d="M2 2h12v12H2z"/>'
+    content = json.dumps(
+        {
+            "prefix": "x",
+            "width": 16,
+            "height": 16,
+            "icons": {"taco": {"body": body}, "hotdog": {"body": body}},
+            "aliases": {"owl": {"parent": "taco"}, "wolf": {"parent": "taco", "hFlip": True}},
+        }
+    ).encode()
+    path = tmp_path / "set.tgz"
+    with tarfile.open(path, "w:gz") as tar:
+        info = tarfile.TarInfo("package/icons.json")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    icons = prepare.Iconify(path)
+    member, image = icons.picture("1f32e", "taco")
+    assert member == "x:taco" and image.getpixel((image.width // 2,) * 2) == (255, 0, 0, 255)
+    assert icons.picture("1f32d", "hot-dog")[0] == "x:hotdog", "U+1F32D is HOT DOG"
+    assert icons.picture("1f989", "owl")[0] == "x:owl"
+    assert icons.picture("1f43a", "wolf") is None, "a mirrored alias is not this picture"
+    assert icons.picture("1f955", "carrot") is None
+
+
+def test_more_pictures_of_the_same_categories(archive, tmp_path):
+    entry = {"category_id": 1, "definition": "d", "tier": 1, "style": "fxemoji"}
+    prepare.write_art(
+        tmp_path / "extra.zip",
+        [
+            ({**entry, "category": "puffer_(fish)", "file": "a.png"}, disc()),
+            ({**entry, "category": "taco", "file": "b.png"}, disc()),
+        ],
+    )
+    art = compose.Art(archive).extend(tmp_path / "extra.zip", prepare.EXTRA_STYLES)
+    assert art.names == ["puffer_(fish)"]
+    assert [p.style for p in art.pictures["puffer_(fish)"]] == ["twemoji", "fxemoji"]
+    assert not set(prepare.EXTRA_STYLES) & set(prepare.HELD_OUT_STYLES)
+
+
+def test_redrawn_pictures_are_seeded_and_stay_pictures(archive):
+    picture = compose.Art(archive).draw(np.random.default_rng(0))
+    before = picture.levels[augment.LEVEL].copy()
+    areas = []
+    for seed in range(30):
+        new, again = (
+            augment.restyle(np.random.default_rng(seed), picture, texture=picture) for _ in range(2)
+        )
+        pixels = new.levels[0]
+        assert (pixels == again.levels[0]).all()
+        assert pixels.shape == (80, 80, 4) and pixels.dtype == np.float32
+        assert np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1
+        assert (pixels[..., :3] <= pixels[..., 3:] + 1e-5).all(), "premultiplied"
+        areas.append(pixels[..., 3].mean())
+    assert len({round(float(a), 4) for a in areas}) > 10, (
+        "outlines, warps and gaps change the shape"
+    )
+    assert (picture.levels[augment.LEVEL] == before).all(), "the source is left alone"
+    image = compose.compose(np.random.default_rng(1), picture, 64, 48)[0]
+    spoilt = augment.degrade(np.random.default_rng(2), image)
+    assert spoilt.shape == image.shape and spoilt.dtype == np.uint8
+
+
+def test_pool_turns_picture_and_coverage_together(archive):
+    pool = augment.Pool(compose.Art(archive), None, [0])
+    pool.batch(4)
+    for _ in range(6):
+        images, alphas, labels = pool.batch(4)
+    assert images.shape == (4, 3, 64, 64) and images.abs().max() <= 1
+    assert alphas.shape == (4, 64, 64) and labels.tolist() == [0] * 4
+    assert len(pool.held) > 4
+
+
+def test_distance_from_the_backdrop_is_zero_on_gradients():
+    ramp = torch.linspace(-1, 1, 64)
+    across = ramp.view(1, 1, 1, 64).expand(1, 3, 64, 64)
+    found = judge_network.from_backdrop(across)
+    assert found.shape == (1, 6, 64, 64)
+    assert found[:, :3].max() < 0.05 and found[:, 3:].max() < 0.05
+    with_object = across.clone()
+    with_object[..., 20:40, 20:40] = 1
+    assert judge_network.from_backdrop(with_object)[..., 30, 24].min() > 0.5
+
+
+def run(monkeypatch, module, *args) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, args)])
+    assert module.main() == 0
+
+
+def test_judge_network_trains_resumes_and_segments(archive, tmp_path, monkeypatch, capsys):
+    common = ("--art", archive, "--run", tmp_path, "--measure", 4, "--to", tmp_path / "w.st")
+    run(monkeypatch, judge_network, *common, "--samples", 32)
+    first = train.load(tmp_path / "judge_network.pt")
+    run(monkeypatch, judge_network, *common, "--samples", 64)
+    second = train.load(tmp_path / "judge_network.pt")
+    assert (first["samples"], second["samples"]) == (32, 64) and second["steps"] == 2
+    weight = "stem.weight"
+    assert not torch.equal(first["network"][weight], second["network"][weight])
+    lines = [json.loads(n) for n in (tmp_path / "judge_network_log.jsonl").read_text().splitlines()]
+    assert [n["samples"] for n in lines] == [32, 64]
+    assert all(0 <= n["left_out"]["iou"] <= 1 for n in lines)
+    assert (tmp_path / "w.st").stat().st_size <= 2_000_000
+    segmenter = judge_network.Judge(tmp_path / "w.st")
+    image = np.full((48, 80, 3), 200, np.uint8)
+    assert segmenter(image).shape == (48, 80) and segmenter(image).dtype == bool
+    image[10:30, 10:40] = (200, 30, 30)
+    mirrored = segmenter.coverage([np.ascontiguousarray(image[:, ::-1])])[0][:, ::-1]
+    assert np.allclose(segmenter.coverage([image])[0], mirrored, atol=1e-3)
+    with pytest.raises(SystemExit, match="make it with judge_network"):
+        judge_network.Judge(tmp_path / "nothing")
+
+
+def test_sheet_of_the_worst_masks():
+    mask = np.zeros((64, 64), bool)
+    mask[:20] = True
+    region = judge.Region(np.full((64, 64, 3), 90, np.uint8), mask, True)
+    seen = judge.Verdict("taco", 3, region, ~mask, judge.iou(mask, ~mask))
+    empty = judge.Verdict("taco", 3, region, np.zeros_like(mask), 0.0)
+    assert seen.counts and not empty.counts and seen.iou == 0
+    sheet = judge.worst_sheet([seen] * 7)
+    assert sheet.size == (6 * (3 * 96 + 8), 2 * (96 + 16))
+
+
+def test_auc_is_the_share_of_right_orders():
+    good, bad = np.array([0.9, 0.5]), np.array([0.1, 0.5])
+    assert clip.auc(good, bad) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert clip.auc(bad, bad) == pytest.approx(0.5)
+
+
+@pytest.mark.skipif(not (MODEL / "tokenizer").exists(), reason="no exported model here")
+def test_clip_trains_resumes_and_loads_in_transformers(archive, tmp_path, monkeypatch, capsys):
+    from transformers import CLIPModel, CLIPTokenizer
+
+    common = ("--art", archive, "--run", tmp_path / "run")
+    run(monkeypatch, clip, "train", *common, "--samples", 64)
+    run(monkeypatch, clip, "train", *common, "--samples", 128)
+    assert train.load(tmp_path / "run" / "clip.pt")["steps"] == 2
+    folder = tmp_path / "scorer"
+    run(monkeypatch, clip, "export", *common, "--to", folder)
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 6_000_000
+    for name in ("vocab.json", "merges.txt"):
+        assert (folder / name).read_bytes() == (MODEL / "tokenizer" / name).read_bytes()
+    loaded, info = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    loaded.eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    texts = ["a photo of a single taco", "a fish"]
+    images = torch.rand(3, 3, 64, 64) * 2 - 1
+    ids = tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    with torch.no_grad():
+        want = loaded(input_ids=ids, pixel_values=images)
+        words = clip.text_features(loaded, tokenizer, texts)
+        pictures = clip.image_features(loaded, images)
+    assert torch.allclose(words, want.text_embeds, atol=1e-5), "padding does not change a text"
+    assert torch.allclose(pictures, want.image_embeds, atol=1e-5)
+    with torch.no_grad():
+        every = torch.arange(64).expand(3, 64).flip(1)
+        assert torch.allclose(clip.image_features(loaded, images, every), pictures, atol=1e-4)
