@@ -15,8 +15,8 @@ from detectron2.utils.serialize import PicklableWrapper
 
 import mosaicbank
 from mosaicbank.detectron2.categories import CategoryMap, DatasetClasses
-from mosaicbank.detectron2.paste import Paster
 from mosaicbank.detectron2.memory_images import held
+from mosaicbank.detectron2.paste import Paster
 from mosaicbank.detectron2.sample import INFO, SampleInfo, seed_of, seeded
 
 logger = logging.getLogger(__name__)
