@@ -10,7 +10,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ import pytest
 from commands import ok
 from mosaicbank import _core
 from mosaicbank.engine import EngineHandle
-from test_engine import LONG, making, model, options, stocked, two_bananas, wait_for  # noqa: F401 (fixtures)
+from test_engine import LONG, making, model, options, own, stocked, two_bananas, wait_for  # noqa: F401 (fixtures)
 
 pytestmark = pytest.mark.skipif(not LONG, reason="times, on a quiet machine: make test-long")
 
@@ -42,11 +41,10 @@ def test_the_device_is_kept_busy_and_the_first_of_a_category_comes_soon(
     # Regions of fish only come when they are asked for: no others' regions here.
     words = ["--target", "2", "--odds", "1,0,0", *options, "--set", "steps=20"]
     with EngineHandle(path, model=model, extra_args=words) as engine:
-        wait_for(lambda: (engine.status()["engine"] or {}).get("state") == "stocked")
-        beat = engine.status()["engine"]
-        stages = beat["stages"]
-        one = (stages["denoise"] + stages["label"] + stages["write"]) / beat["regions"]
-        assert beat["idle_share"] <= 0.05
+        wait_for(lambda: own(engine, "state") == "stocked")
+        stages = own(engine, "stages")
+        one = (stages["denoise"] + stages["label"] + stages["write"]) / own(engine, "regions")
+        assert own(engine, "idle_share") <= 0.05
         assert bank.mosaic_ids("fish") == []
         weights[fish] = 1.0
         bank.set_feedback(weights)
@@ -66,15 +64,10 @@ def test_draws_do_not_wait_for_an_engine_that_was_killed(
     bank = _core.Bank.open(str(stocked))
     words = ["--target", "500", *options]
     with EngineHandle(stocked, model=model, extra_args=words, backoff=0.1) as engine:
-
-        def beat() -> dict[str, Any]:
-            return engine.status()["engine"] or {}
-
-        wait_for(lambda: beat().get("mosaics"))
-        pid = engine.status()["pid"]
+        pid = wait_for(lambda: own(engine, "mosaics") and engine.status()["pid"])
         os.kill(pid, signal.SIGKILL)
         longest = 0.0
-        while beat().get("pid", pid) == pid or not beat().get("mosaics"):
+        while own(engine, "pid") in (None, pid) or not own(engine, "mosaics"):
             begin = time.monotonic()
             _core.draw_mosaic(bank, "banana")
             bank.draw_instance(categories=["banana"], mode="categories")
