@@ -17,6 +17,8 @@ ENGINE_ENV = env -u LIBTORCH_USE_PYTORCH LIBTORCH=$(TORCH_DIR) LIBTORCH_INCLUDE=
 	LIBTORCH_LIB=$(TORCH_DIR) LIBTORCH_CXX11_ABI=1 \
 	LD_LIBRARY_PATH=$(TORCH_DIR)/lib$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}
 export PYO3_PYTHON := $(PY)
+# As setuptools-rust sets it, so that pyo3 is built once.
+export PYO3_BUILD_EXTENSION_MODULE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-rust test-rust-core test-rust-engine test-python test-long

@@ -53,7 +53,7 @@ def samples(bank, workers, context):
     return out[:40]
 
 
-@pytest.mark.parametrize("workers,context", [(1, "fork"), (3, "fork"), (2, "spawn")])
+@pytest.mark.parametrize("workers,context", [(1, "fork"), (3, "fork"), (1, "spawn")])
 def test_workers_do_not_change_the_samples(tmp_path, workers, context):
     # One mosaic per category: the least used does not depend on who asked before.
     bank = make_bank(tmp_path / "bank", instances=8, mosaics=0)
