@@ -12,14 +12,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import material
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[2] / "python" / "examples")]
+import material  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def training_set(tmp_path_factory):
     """Name of a registered training set of small drawings."""
-    pytest.importorskip("detectron2.config")
     path = material.make_training_set(tmp_path_factory.mktemp("drawings"))
     return material.register("mosaicbank_drawings", path)
 

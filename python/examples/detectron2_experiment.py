@@ -1,16 +1,18 @@
-"""Does it help? ``python -m mosaicbank.detectron2.experiment``: AP with and without mosaicbank.
+"""Does it help? AP with and without mosaicbank.
 
-A long-tailed set of drawings; a small Mask R-CNN from nothing; the same schedule and seeds with
-Detectron2's repeat-factor sampling alone, and with mosaics and pasted instances of a prewarmed
-bank on top. Evaluated on a balanced set of other drawings. Says what comes out.
+    python python/examples/detectron2_experiment.py [--art art.zip] [--engine-python PYTHON]
 
-``--art art.zip`` (made by ``python/train_embedded/prepare.py``): the objects are the pictures that
-the embedded model has learnt from, as a model for photographs knows the world that the training
-set is of; six of sixteen categories are in two training pictures each. Without it: the drawings of
-``make demo`` (three of eight), in a style that the embedded model has never seen.
+Trains a small Mask R-CNN from scratch on a long-tailed set of drawings, with the same schedule and
+seeds in two arms: Detectron2's repeat-factor sampling alone, and with mosaics and pasted instances
+from a prewarmed bank. Evaluates on a balanced set of other drawings and prints AP.
 
-Started again in the same ``--out`` with the same options, it goes on where it was, at worst a tenth
-of a run before.
+With ``--art art.zip`` (of ``python/train_embedded/prepare.py``) the objects are the drawings that
+the embedded model was trained on, as a model for photographs knows the world of its training set;
+six of sixteen categories are in two training images each. Without it, the objects are the drawings
+of ``make demo`` (three of eight), in a style that the embedded model has never seen.
+
+Run again in the same ``--out`` with the same options, it resumes; at most a tenth of one training
+is repeated.
 """
 
 from __future__ import annotations
@@ -29,25 +31,26 @@ from typing import Any, Optional
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import art_drawings
+import drawings
 from detectron2.config import get_cfg
 from detectron2.utils.env import seed_all_rng
+from detectron2_demo import CONFIG, log_to, say, which_detectron2
 
-from mosaicbank.detectron2 import art_data, demo_data
 from mosaicbank.detectron2.config import add_mosaic_config
-from mosaicbank.detectron2.demo import log_to, say, which_detectron2
 from mosaicbank.detectron2.evaluation import category_ap
 from mosaicbank.detectron2.trainer import MosaicTrainer
 
 ARMS = ("without", "with")
 _TRAIN, _VAL = "mosaicbank_experiment_train", "mosaicbank_experiment_val"
 _VAL_SEED = 1_000_003
-# Options that do not change what comes out of a run.
+# Options that do not change the result of a run.
 _FREE = ("out", "engine_python", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """The drawings: annotation files, and which categories are in few training pictures."""
+    """The drawings: annotation files, and which categories are in few training images."""
 
     train: Path
     val: Path
@@ -60,25 +63,25 @@ def material(options: argparse.Namespace) -> Material:
     train, val = options.out / "train", options.out / "val"
     if options.art is None:
         made = Material(
-            demo_data.make_training_set(train),
-            demo_data.make_training_set(val, _VAL_SEED, balanced=True),
-            tuple(demo_data.CATEGORIES),
-            demo_data.RARE,
+            drawings.make_training_set(train),
+            drawings.make_training_set(val, _VAL_SEED, balanced=True),
+            tuple(drawings.CATEGORIES),
+            drawings.RARE,
         )
     else:
         made = Material(
-            art_data.make_training_set(train, options.art),
-            art_data.make_training_set(val, options.art, _VAL_SEED, balanced=True),
-            (*art_data.FREQUENT, *art_data.RARE),
-            art_data.RARE,
+            art_drawings.make_training_set(train, options.art),
+            art_drawings.make_training_set(val, options.art, _VAL_SEED, balanced=True),
+            (*art_drawings.FREQUENT, *art_drawings.RARE),
+            art_drawings.RARE,
         )
-    demo_data.register(_TRAIN, made.train)
-    demo_data.register(_VAL, made.val)
+    drawings.register(_TRAIN, made.train)
+    drawings.register(_VAL, made.val)
     return made
 
 
 def config(options: argparse.Namespace, data: Material, arm: str, seed: int, bank: Path) -> Any:
-    """The demo's model, for longer, with an evaluation at the end."""
+    """The demo's model, trained longer and evaluated at the end."""
     cfg = get_cfg()
     add_mosaic_config(cfg)
     cfg.merge_from_file(options.config)
@@ -94,7 +97,7 @@ def config(options: argparse.Namespace, data: Material, arm: str, seed: int, ban
     cfg.SOLVER.WARMUP_ITERS = options.iterations // 10
     cfg.SOLVER.BASE_LR = options.lr
     cfg.SOLVER.IMS_PER_BATCH = options.batch
-    # Both arms: from nothing, with few iterations to warm up in, a run may diverge.
+    # In both arms: from scratch, with a short warm-up, a run may diverge.
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     cfg.SOLVER.CHECKPOINT_PERIOD = max(1, options.iterations // 10)
@@ -128,7 +131,7 @@ def one_run(
     """Train and evaluate one arm with one seed."""
     cfg = config(options, data, arm, seed, bank)
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    seed_all_rng(seed)  # the model's beginning is the same in both arms
+    seed_all_rng(seed)  # the initial weights are the same in both arms
     trainer = MosaicTrainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
@@ -136,7 +139,7 @@ def one_run(
 
 
 def finished(results: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The runs that are in ``results`` already.
+    """The runs that ``results`` already holds.
 
     Raises:
         ValueError: they were made with other options.
@@ -147,18 +150,18 @@ def finished(results: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]
     if before["options"] != settings:
         raise ValueError(
             f"{results}: expected runs with {settings}, got {before['options']}\n"
-            "  another --out, or the same options, go on"
+            "  give another --out, or the same options to resume"
         )
     return list(before["runs"])
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="mosaicbank.detectron2.experiment", description=__doc__)
+    made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--out", type=Path, default=Path("out/experiment"))
     made.add_argument("--art", type=Path, help="art.zip of python/train_embedded/prepare.py")
     made.add_argument("--engine-python", default="", help="Python that has the engine")
-    made.add_argument("--config", default="configs/detectron2/demo_mask_rcnn_R_18_FPN.yaml")
+    made.add_argument("--config", default=str(CONFIG))
     made.add_argument("--model", default="embedded")
     made.add_argument("--device", default="cpu", help="of the trainer")
     made.add_argument("--iterations", type=int, default=400)

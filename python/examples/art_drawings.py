@@ -1,7 +1,7 @@
 """Scenes of the pictures that the embedded model was trained on, with exact masks.
 
-``art.zip`` is made by ``python/train_embedded/prepare.py`` from openly licensed packages; it is not
-part of the package.
+``python/train_embedded/prepare.py`` makes ``art.zip`` from openly licensed packages. It is not part
+of mosaicbank.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import drawings
 import numpy as np
 
 from mosaicbank import masks
-from mosaicbank.detectron2 import demo_data
 
-#: In many training pictures each.
+#: Categories in many training images.
 FREQUENT = (
     "apple",
     "banana",
@@ -30,13 +30,13 @@ FREQUENT = (
     "taco",
     "umbrella",
 )
-#: In two training pictures each.
+#: Categories in two training images each.
 RARE = ("boxing_glove", "cassette", "hippopotamus", "race_car", "saxophone", "violin")
 
 _PICTURES = 120
 _FREQUENT_PICTURES, _RARE_PICTURES, _BALANCED = 40, 2, 24
 _LARGEST, _SMALLEST = 96, 48
-# What the embedded model has not seen stays out, as there.
+# Styles that the embedded model was trained on.
 _STYLES = ("fluent3d", "fluent", "twemoji", "noto")
 _TURN = 20
 _FOREGROUND = 128
@@ -62,7 +62,7 @@ def _pictures(art: Path) -> tuple[dict[str, list[Any]], dict[str, int]]:
 
 
 def _paint(canvas: Any, picture: Any, cell: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Put one object into a cell of the canvas; returns its annotation."""
+    """Draw one object in a cell of the canvas; returns its annotation."""
     from PIL import Image
 
     side = int(rng.integers(_SMALLEST, _LARGEST))
@@ -71,11 +71,11 @@ def _paint(canvas: Any, picture: Any, cell: int, rng: np.random.Generator) -> di
         turned = turned.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     turned.thumbnail((side, side))
     w, h = turned.size
-    wide, high = demo_data.WIDTH // 3, demo_data.HEIGHT // 2
+    wide, high = drawings.WIDTH // 3, drawings.HEIGHT // 2
     x = cell % 3 * wide + int(rng.integers(0, max(1, wide - w)))
     y = cell // 3 * high + int(rng.integers(0, max(1, high - h)))
     canvas.paste(turned, (x, y), turned)
-    solid = np.zeros((demo_data.HEIGHT, demo_data.WIDTH), dtype=bool)
+    solid = np.zeros((drawings.HEIGHT, drawings.WIDTH), dtype=bool)
     solid[y : y + h, x : x + w] = np.asarray(turned)[:, :, 3] >= _FOREGROUND
     rle = masks.rle_encode(solid)
     box = masks.rle_box(rle)
@@ -89,13 +89,13 @@ def _paint(canvas: Any, picture: Any, cell: int, rng: np.random.Generator) -> di
 
 
 def make_training_set(folder: Path, art: Path, seed: int = 0, balanced: bool = False) -> Path:
-    """Compose the pictures and write an LVIS annotation file.
+    """Compose the images and write an LVIS annotation file.
 
     Args:
         folder: gets ``train.json`` and ``images/``.
         art: ``art.zip``.
-        seed: the same one gives the same set.
-        balanced: every category is in 24 pictures, as an evaluation wants it.
+        seed: the same seed gives the same set.
+        balanced: every category is in 24 images, for an evaluation.
 
     Returns:
         the annotation file.
@@ -107,11 +107,11 @@ def make_training_set(folder: Path, art: Path, seed: int = 0, balanced: bool = F
     counts = dict.fromkeys(FREQUENT, _FREQUENT_PICTURES) | dict.fromkeys(RARE, _RARE_PICTURES)
     if balanced:
         counts = dict.fromkeys(counts, _BALANCED)
-    contents = demo_data.spread(counts, _PICTURES, rng)
+    contents = drawings.spread(counts, _PICTURES, rng)
     images, annotations = [], []
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for i, names in enumerate(contents):
-        canvas = Image.fromarray(demo_data.background(rng))
+        canvas = Image.fromarray(drawings.background(rng))
         for name, cell in zip(names, rng.permutation(6).tolist()):
             choice = pictures[name]
             made = _paint(canvas, choice[int(rng.integers(len(choice)))], cell, rng)
@@ -120,4 +120,4 @@ def make_training_set(folder: Path, art: Path, seed: int = 0, balanced: bool = F
         canvas.save(folder / "images" / file_name, quality=92)
         images.append(file_name)
     table = {name: (ids[name], n) for name, n in counts.items()}
-    return demo_data.write(folder, images, annotations, table)
+    return drawings.write(folder, images, annotations, table)
