@@ -4,7 +4,7 @@
 //! maps of all resolutions -> one map in 0..1     aggregate
 //!   -> first mask                                threshold (Otsu, or fixed)
 //!   -> mask that follows the picture             refine (bilateral solver)
-//!   -> components on the canvas, or a verdict    components, filter
+//!   -> components on the canvas, or a verdict    components, filter, verdict
 //!   -> runs, polygons                            rle, contour
 //! ```
 //!
@@ -17,16 +17,18 @@ pub mod refine;
 //
 pub mod components;
 pub mod filter;
+pub mod verdict;
 //
 pub(crate) mod contour;
 pub mod rle;
 
 pub use aggregate::{aggregate, resize_bicubic};
 pub use components::{Component, Components, components, largest_component};
-pub use filter::{ComponentRule, FilterParams, Measure, Verdict, filter_region};
+pub use filter::{ComponentRule, FilterParams, filter_region};
 pub use refine::{BilateralGrid, RefineParams, SolveReport, bilateral_solve};
 pub use rle::Rle;
 pub use threshold::{Threshold, otsu};
+pub use verdict::{Measure, Verdict};
 
 use crate::geometry::{PixelBox, Size};
 

@@ -9,14 +9,15 @@ use tch::{Device, Kind, Tensor};
 use super::canvas::{Canvas, Region};
 use super::denoise::{self, Controls, Denoised};
 use super::guard;
-use super::label::{self, Mosaic};
+use super::label::{self, Labelled, MadeBy};
 use super::layout::Layout;
-use super::model::{Model, ModelId};
+use super::model::{Model, device_kind, dtype_name};
 use super::prompt::Subject;
 use crate::dataset::CategoryTable;
 use crate::diffusion::Scheduler;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
+use crate::record::RecordId;
 use crate::rng;
 
 /// The file in a model directory that lists the categories it was trained on.
@@ -176,7 +177,7 @@ impl Generator {
     ///
     /// # Errors
     /// As [`Recipe::hash`].
-    pub fn mosaic_id(&self, recipe: &Recipe, canvas: &Canvas) -> Result<String> {
+    pub fn mosaic_id(&self, recipe: &Recipe, canvas: &Canvas) -> Result<RecordId> {
         Ok(label::mosaic_id(&self.model.id, &recipe.hash()?, canvas))
     }
 
@@ -224,14 +225,19 @@ impl Generator {
         recipe: &Recipe,
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         self.labeller().label(recipe, canvases, denoised)
     }
 
     /// The CPU's part of the work alone, for a thread of its own beside the device's.
     pub fn labeller(&self) -> Labeller {
         Labeller {
-            model: self.model.id.clone(),
+            made_by: MadeBy {
+                model: self.model.id.clone(),
+                device: device_kind(self.model.device),
+                dtype: dtype_name(self.model.kind),
+                threads: tch::get_num_threads().max(0) as u32,
+            },
         }
     }
 
@@ -246,7 +252,7 @@ impl Generator {
         init_noise: Option<&[Tensor]>,
         options: Options,
         progress: &mut Progress<'_>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         let denoised = self.denoise(recipe, canvases, init_noise, options, progress)?;
         self.label(recipe, canvases, denoised)
     }
@@ -267,7 +273,7 @@ impl Generator {
 /// What labels the decoded canvases of one generator; holds no part of the model.
 #[derive(Debug, Clone)]
 pub struct Labeller {
-    model: ModelId,
+    made_by: MadeBy,
 }
 
 impl Labeller {
@@ -280,13 +286,13 @@ impl Labeller {
         recipe: &Recipe,
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         let recipe_hash = recipe.hash()?;
         canvases
             .par_iter()
             .zip(denoised)
             .map(|(canvas, denoised)| {
-                label::label(&self.model, recipe, &recipe_hash, canvas, denoised)
+                label::label(&self.made_by, recipe, &recipe_hash, canvas, denoised)
             })
             .collect()
     }
