@@ -256,3 +256,32 @@ proptest! {
         prop_assert!(Threshold::Otsu.apply(&out, Size::new(h, w)).is_ok());
     }
 }
+
+#[test]
+fn a_verdict_is_the_same_in_json_with_and_without_a_number() {
+    let score = Verdict::Score {
+        check: "clip".into(),
+        score: 0.25,
+        threshold: 0.5,
+    };
+    for (verdict, json) in [
+        (Verdict::Kept, r#""kept""#),
+        (Verdict::NoProposal, r#""no_proposal""#),
+        (
+            Verdict::TooManyComponents { found: 2 },
+            r#"{"too_many_components":{"found":2}}"#,
+        ),
+        (
+            score.clone(),
+            r#"{"score":{"check":"clip","score":0.25,"threshold":0.5}}"#,
+        ),
+    ] {
+        assert_eq!(serde_json::to_string(&verdict).expect("JSON"), json);
+        assert_eq!(
+            serde_json::from_str::<Verdict>(json).expect("a verdict"),
+            verdict
+        );
+    }
+    assert_eq!(score.to_string(), "clip score of 0.25 is below 0.5");
+    assert!(!score.is_kept() && Verdict::Kept.is_kept());
+}

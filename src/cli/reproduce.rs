@@ -190,7 +190,7 @@ impl Comparison {
                     .unwrap_or(0.0)
             })
             .collect();
-        let verdict = |v: crate::mask::Verdict| {
+        let verdict = |v: &crate::mask::Verdict| {
             if v.is_kept() {
                 crate::bank::format::KEPT.to_owned()
             } else {
@@ -214,7 +214,7 @@ impl Comparison {
                     .regions
                     .iter()
                     .zip(&made.regions)
-                    .all(|(a, b)| a.verdict == verdict(b.verdict)),
+                    .all(|(a, b)| a.verdict == verdict(&b.verdict)),
         }
     }
 

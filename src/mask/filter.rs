@@ -34,7 +34,7 @@ impl fmt::Display for Measure {
 /// Whether a region gave an instance, and why not.
 ///
 /// Its text (`Display`) is for people; serde writes `"kept"` or `{"too_small": {...}}`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Verdict {
@@ -43,6 +43,8 @@ pub enum Verdict {
     /// There is no usable attention map: none was asked for, it holds values that are not
     /// finite, or the picture is unusable.
     NoAttention,
+    /// No mask source proposed a mask.
+    NoProposal,
     /// The mask is empty on the region's own part of the canvas.
     NoComponent,
     /// The best component is below a bound.
@@ -73,11 +75,20 @@ pub enum Verdict {
         /// How many regions failed.
         failed: u32,
     },
+    /// A check's number misses its threshold.
+    Score {
+        /// Name of the check.
+        check: String,
+        /// The best number that an instance of the region had.
+        score: f32,
+        /// The least number that passes.
+        threshold: f32,
+    },
 }
 
 impl Verdict {
     /// Whether the region gave an instance.
-    pub const fn is_kept(self) -> bool {
+    pub const fn is_kept(&self) -> bool {
         matches!(self, Self::Kept)
     }
 }
@@ -93,6 +104,7 @@ impl fmt::Display for Verdict {
                     "good, but {failed} other region(s) of its canvas are not"
                 )
             }
+            Self::NoProposal => write!(f, "no mask source proposed a mask"),
             Self::NoComponent => write!(f, "the mask is empty"),
             Self::TooSmall { what, got, least } => {
                 write!(f, "{what} of {got} px is below {least} px")
@@ -101,6 +113,11 @@ impl fmt::Display for Verdict {
                 write!(f, "{what} of {got} px is above {most} px")
             }
             Self::TooManyComponents { found } => write!(f, "{found} components, expected one"),
+            Self::Score {
+                check,
+                score,
+                threshold,
+            } => write!(f, "{check} score of {score} is below {threshold}"),
         }
     }
 }
