@@ -256,7 +256,7 @@ fn picture_latent(
     let pixels = pixels.to_kind(Kind::Float) / 127.5 - 1.0;
     let mut watch = Watch {
         check: &mut *controls.check,
-        maps: None,
+        maps: &mut [],
     };
     let latent = model.vae.encode(&pixels, &mut watch)?;
     let free = (steps as f64 * image.strength).round() as usize;
