@@ -17,7 +17,8 @@
 //! | `diffusion` | UNet, VAE, schedulers, the attention seam | know prompts or masks |
 //! | `mosaic` | layout, the denoising loop, capture, decode | write files |
 //! | [`mask`] | mask sources, refiners and checks, on plain arrays | know any other stage |
-//! | [`instance`] | instances and where they came from | do anything |
+//! | [`record`] | a mosaic's record: one type, its ids, its written forms | touch a file |
+//! | [`picture`] | PNG, masks drawn on pictures | know any stage |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
 //! | [`engine`] | planner, worker, throttle, heartbeat | be needed by the trainer |
@@ -34,8 +35,6 @@ pub mod error;
 pub mod geometry;
 pub mod recipe;
 pub mod rng;
-// Categories in, annotations out.
-pub mod dataset;
 // Weights and the layers that the models share.
 #[cfg(feature = "engine")]
 mod nn;
@@ -53,7 +52,11 @@ pub mod mosaic;
 // Pictures and attention to masks and verdicts.
 pub mod mask;
 // What a mask becomes.
-pub mod instance;
+pub mod record;
+// Pictures of it, for people.
+pub mod picture;
+// Categories in, annotations out.
+pub mod dataset;
 // Instances on disk, beside the training run.
 pub mod bank;
 // What the trainer sees next.

@@ -21,8 +21,8 @@ use crate::bank::{
 };
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
-use crate::instance::Provenance;
-use crate::mask::{BinaryMask, Rle};
+use crate::mask::{BinaryMask, Rle, Verdict};
+use crate::record::{Provenance, Scores, identity};
 use crate::rng::keyed;
 
 /// A seed out of what Python users call a random state: `None` (fresh entropy), an `int`, a
@@ -339,9 +339,18 @@ impl BankMosaic {
         PyArray1::from_iter(py, self.record.instances.iter().map(|i| i.area as i64))
     }
 
-    /// The regions: dictionaries with ``box``, ``prompt``, ``category`` (index), ``verdict``;
-    /// those that an engine made also have ``own`` (the part that the instance may lie in),
-    /// ``attention`` (``uint8 [h, w]``, at most 32 x 32 cells), ``threshold`` (0..1) and
+    /// What checks have measured of each object: one dictionary from name to number per object.
+    #[getter]
+    fn named_scores(&self) -> Vec<Scores> {
+        let instances = self.record.instances.iter();
+        instances.map(|i| i.scores.clone()).collect()
+    }
+
+    /// The regions: dictionaries with ``box``, ``own`` (the part that the instance may lie in),
+    /// ``prompt``, ``subject`` (first character of the subject in the prompt, and one past the
+    /// last; (0, 0) where it is not known), ``guidance`` (0 where it is not known), ``category``
+    /// (index), ``verdict`` (``"kept"``, or why not) and ``scores`` (what checks have measured);
+    /// those that an engine made also have ``attention`` (``uint8 [h, w]``, at most 32 x 32 cells), ``threshold`` (0..1) and
     /// ``refined`` (the mask before the filter, as RLE of the region's size).
     #[getter]
     fn regions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -351,11 +360,14 @@ impl BankMosaic {
             dict.set_item("box", <[u32; 4]>::from(r.bbox))?;
             dict.set_item("prompt", &r.prompt)?;
             dict.set_item("category", r.category)?;
-            dict.set_item("verdict", &r.verdict)?;
+            dict.set_item("own", <[u32; 4]>::from(r.own))?;
+            dict.set_item("subject", r.subject)?;
+            dict.set_item("guidance", r.guidance)?;
+            dict.set_item("verdict", r.verdict.to_string())?;
+            dict.set_item("scores", &r.scores)?;
             if let Some(trace) = &r.trace {
                 let levels = trace.attention.levels().to_vec();
                 let levels = plane_array(py, trace.attention.size(), levels)?;
-                dict.set_item("own", <[u32; 4]>::from(trace.own))?;
                 dict.set_item("attention", levels)?;
                 dict.set_item("threshold", trace.threshold)?;
                 dict.set_item("refined", rle_dict(py, &trace.refined)?)?;
@@ -522,15 +534,19 @@ impl PyBank {
             for r in list.try_iter()? {
                 let r = r?;
                 let r = r.cast::<PyDict>().map_err(PyErr::from)?;
-                let [x0, y0, x1, y1]: [u32; 4] = field(r, "box")?.extract()?;
-                regions.push(Region {
-                    bbox: PixelBox::new(x0, y0, x1, y1),
-                    prompt: optional(r, "prompt")?.unwrap_or_default(),
-                    category: self.index(&field(r, "category")?)?,
-                    verdict: optional(r, "verdict")?
-                        .unwrap_or_else(|| crate::bank::format::KEPT.to_string()),
-                    trace: None,
-                });
+                let corners: [u32; 4] = field(r, "box")?.extract()?;
+                let verdict: Option<String> = optional(r, "verdict")?;
+                let verdict = verdict.map_or(Verdict::Kept, |text| Verdict::from_text(&text));
+                let category = self.index(&field(r, "category")?)?;
+                let mut region = Region::bare(corners.into(), category, verdict);
+                region.prompt = optional(r, "prompt")?.unwrap_or_default();
+                if let Some(own) = optional::<[u32; 4]>(r, "own")? {
+                    region.own = own.into();
+                }
+                region.subject = optional(r, "subject")?.unwrap_or_default();
+                region.guidance = optional(r, "guidance")?.unwrap_or_default();
+                region.scores = optional(r, "scores")?.unwrap_or_default();
+                regions.push(region);
             }
         }
         let masks = field(dict, "masks")?;
@@ -566,50 +582,44 @@ impl PyBank {
             None if regions.is_empty() => {
                 // One region per object when the caller has none to tell.
                 for (rle, &category) in rles.iter().zip(&classes) {
-                    regions.push(Region {
-                        bbox: rle.bbox().unwrap_or(PixelBox::new(0, 0, 0, 0)),
-                        prompt: String::new(),
-                        category,
-                        verdict: crate::bank::format::KEPT.into(),
-                        trace: None,
-                    });
+                    let bbox = rle.bbox().unwrap_or(PixelBox::new(0, 0, 0, 0));
+                    regions.push(Region::bare(bbox, category, Verdict::Kept));
                 }
                 (0..rles.len() as u32).collect()
             }
             None => (0..rles.len() as u32).collect(),
         };
+        let named: Vec<Scores> = optional(dict, "named_scores")?.unwrap_or_default();
         let mut instances = Vec::new();
         for (i, mask) in rles.into_iter().enumerate() {
-            let bbox = mask
-                .bbox()
+            let category = classes.get(i).copied().unwrap_or_default();
+            let score = scores.get(i).copied().unwrap_or_default();
+            let region = of.get(i).copied().unwrap_or_default();
+            let mut instance = MosaicInstance::of_mask(category, mask, score, region)
                 .ok_or_else(|| Error::value(format!("mask {i}"), "some foreground", "none"))?;
-            instances.push(MosaicInstance {
-                category: classes.get(i).copied().unwrap_or_default(),
-                area: mask.area(),
-                mask,
-                bbox,
-                score: scores.get(i).copied().unwrap_or_default(),
-                region: of.get(i).copied().unwrap_or_default(),
-            });
+            instance.scores = named.get(i).cloned().unwrap_or_default();
+            instances.push(instance);
         }
-        let recipe: String = optional(dict, "recipe")?.unwrap_or_default();
-        let weights: String = optional(dict, "weights")?.unwrap_or_default();
-        let seed: u64 = field(dict, "seed")?.extract()?;
-        Ok(MosaicRecord {
-            id: match optional::<String>(dict, "id")? {
-                Some(id) => id.parse()?,
-                None => MosaicRecord::id_of(&recipe, &weights, seed),
-            },
+        let mut mosaic = MosaicRecord {
+            id: RecordId([0; 16]),
             size,
             image,
             regions,
             instances,
             model: optional(dict, "model")?.unwrap_or_default(),
-            weights,
-            recipe,
-            seed,
+            weights: optional(dict, "weights")?.unwrap_or_default(),
+            recipe: optional(dict, "recipe")?.unwrap_or_default(),
+            seed: field(dict, "seed")?.extract()?,
             generation: None,
-        })
+        };
+        mosaic.id = match optional::<String>(dict, "id")? {
+            Some(id) => id.parse()?,
+            None => {
+                let table = self.bank.categories();
+                identity::content(&mosaic, |&c| table.get(c as usize).map_or("", |c| &c.name))
+            }
+        };
+        Ok(mosaic)
     }
 
     fn instance_from(&self, dict: &Bound<'_, PyDict>) -> PyResult<InstanceRecord> {
