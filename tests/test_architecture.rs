@@ -30,10 +30,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("record", &["mask"]),
     ("picture", &["mask"]),
     ("bank", &["record", "mask", "dataset", "picture"]),
-    ("sampler", &["bank", "record", "dataset"]),
+    ("sampler", &["bank", "record", "dataset", "status"]),
     ("paste", &["bank", "mask"]),
+    ("status", &["dataset"]),
     ("engine", &["*"]),
-    ("report", &["bank", "record", "mask"]),
+    ("report", &["bank", "record", "mask", "status"]),
     ("cli", &["*"]),
     ("python", &["*"]),
 ];

@@ -9,35 +9,33 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("detectron2.config", reason="needs the trainer's environment")
-
 import detectron2_demo
 import drawings
 import material as made
+import pytest
 import torch
 from detectron2.engine import HookBase
 
 import mosaicbank
 from mosaicbank.detectron2 import MosaicTrainer
-from mosaicbank.detectron2.hooks import EngineHook, engine_heartbeats
+from mosaicbank.detectron2.hooks import EngineHook
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = os.environ.get("MOSAICBANK_ENGINE_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
 
 
-def has_engine() -> bool:
-    if not Path(PYTHON).exists():
-        return False
-    command = [PYTHON, "-m", "mosaicbank", "engine", "--help"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("engine_python")]
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not has_engine(), reason=f"{PYTHON} has no engine (make install)"),
-]
+@pytest.fixture(scope="module")
+def engine_python():
+    """The engine's own environment: without it, these tests fail."""
+    done = subprocess.run([PYTHON, "-m", "mosaicbank", "engine", "--help"], capture_output=True)
+    assert done.returncode == 0, (
+        f"expected a Python with mosaicbank's engine in MOSAICBANK_ENGINE_PYTHON (make install), "
+        f"got {PYTHON}: {done.stderr.decode()}"
+    )
+    return PYTHON
 
 
 class Stream(HookBase):
@@ -101,7 +99,7 @@ def engine_cfg(cfg, annotations):
     return cfg
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
@@ -118,7 +116,7 @@ def test_killing_the_engine_changes_nothing_but_the_counters(engine_cfg, annotat
         if iteration == 3:
             # It works: it has written something.
             bank = Path(engine_cfg.MOSAIC.BANK).parent / "with" / "bank"
-            wait_for(lambda: any(b["mosaics"] > 0 for b in engine_heartbeats(bank)))
+            wait_for(lambda: any(s.mosaics > 0 for s in mosaicbank.engine_status(bank)))
         if iteration in (3, 6):
             pid = wait_for(lambda: hook.engine.handle.status()["pid"])
             os.kill(pid, signal.SIGKILL)
@@ -141,7 +139,7 @@ def test_killing_the_engine_changes_nothing_but_the_counters(engine_cfg, annotat
 
 
 def _engine_pids(bank):
-    return [int(b["pid"]) for b in engine_heartbeats(Path(str(bank.path)))]
+    return [status.pid for status in mosaicbank.engine_status(bank.path)]
 
 
 def _is_running(pid):
