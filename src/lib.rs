@@ -16,7 +16,7 @@
 //! | `text` | prompt to embedding | know the UNet |
 //! | `diffusion` | UNet, VAE, schedulers, the attention seam | know prompts or masks |
 //! | `mosaic` | layout, the denoising loop, capture, decode | write files |
-//! | [`mask`] | attention map to mask, on plain arrays | know any other stage |
+//! | [`mask`] | mask sources, refiners and checks, on plain arrays | know any other stage |
 //! | [`record`] | a mosaic's record: one type, its ids, its written forms | touch a file |
 //! | [`picture`] | PNG, masks drawn on pictures | know any stage |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
@@ -25,6 +25,8 @@
 //! | [`engine`] | planner, worker, throttle | be needed by the trainer |
 //! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
 //! | [`cli`] | one file per subcommand | hold logic |
+//!
+//! Where new parts go, and how they are tested: `DESIGN.md`, beside `README.md`.
 //!
 //! `weights`, `text`, `diffusion` and `mosaic` exist with the cargo feature `engine` only, as does
 //! the part of [`engine`] that runs a model; nothing else links libtorch.
@@ -48,7 +50,7 @@ pub mod diffusion;
 // Regions to a canvas, with the attention of each.
 #[cfg(feature = "engine")]
 pub mod mosaic;
-// Attention maps to masks.
+// Pictures and attention to masks and verdicts.
 pub mod mask;
 // What a mask becomes.
 pub mod record;

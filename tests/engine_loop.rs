@@ -124,7 +124,7 @@ impl Backend for Fake {
             .map(|c| Denoised {
                 rgb: vec![128; 3 * c.size.area() as usize],
                 size: c.size,
-                attention: vec![Vec::new(); c.regions.len()],
+                captured: None,
                 problem: (self.broken)(c.seed).then(|| "not a number".into()),
             })
             .collect())

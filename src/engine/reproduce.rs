@@ -31,17 +31,7 @@ pub fn recipe_of(bank: &Bank, kept: &MosaicRecord) -> Result<Recipe> {
         .path()
         .join("recipes")
         .join(format!("{}.json", kept.recipe));
-    let recipe: Recipe =
-        serde_json::from_str(&text).map_err(|e| Error::format(&place, "a recipe", e))?;
-    let hash = recipe.hash()?;
-    if hash != kept.recipe {
-        return Err(Error::format(
-            &place,
-            format!("the recipe with hash {}", kept.recipe),
-            format!("one with hash {hash}"),
-        ));
-    }
-    Ok(recipe)
+    Recipe::read_stored(&text, &kept.recipe, &place)
 }
 
 /// What is the same of a mosaic that was made again.

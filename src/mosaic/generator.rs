@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
@@ -16,6 +15,7 @@ use super::prompt::Subject;
 use crate::dataset::CategoryTable;
 use crate::diffusion::Scheduler;
 use crate::error::{Error, Result};
+use crate::mask::Tools;
 use crate::recipe::Recipe;
 use crate::record::RecordId;
 use crate::rng;
@@ -238,6 +238,7 @@ impl Generator {
                 dtype: dtype_name(self.model.kind),
                 threads: tch::get_num_threads().max(0) as u32,
             },
+            tools: Tools::default(),
         }
     }
 
@@ -274,9 +275,17 @@ impl Generator {
 #[derive(Debug, Clone)]
 pub struct Labeller {
     made_by: MadeBy,
+    tools: Tools,
 }
 
 impl Labeller {
+    /// The same labeller with what the recipe's mask sources, refiners and checks may borrow.
+    #[must_use]
+    pub fn with_tools(mut self, tools: Tools) -> Self {
+        self.tools = tools;
+        self
+    }
+
     /// As [`Generator::label`].
     ///
     /// # Errors
@@ -287,14 +296,14 @@ impl Labeller {
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
     ) -> Result<Vec<Labelled>> {
-        let recipe_hash = recipe.hash()?;
-        canvases
-            .par_iter()
-            .zip(denoised)
-            .map(|(canvas, denoised)| {
-                label::label(&self.made_by, recipe, &recipe_hash, canvas, denoised)
-            })
-            .collect()
+        label::label(
+            &self.made_by,
+            recipe,
+            &recipe.hash()?,
+            canvases,
+            denoised,
+            &self.tools,
+        )
     }
 }
 

@@ -1,12 +1,16 @@
-//! From a decoded canvas with its attention to the record of a mosaic.
+//! From decoded canvases with what was captured of them to records of mosaics.
 
-use super::canvas::{Canvas, Region};
+use rayon::prelude::*;
+
+use super::canvas::Canvas;
 use super::denoise::Denoised;
+use super::examine::{Examined, examine};
 use super::model::ModelId;
 use super::planned::planned;
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
-use crate::mask::{BinaryMask, Rle, Verdict, aggregate, filter_region};
+use crate::mask::region::cut;
+use crate::mask::{BinaryMask, Captured, RegionView, Rle, Tools, Verdict};
 use crate::recipe::{Keep, Recipe};
 use crate::record::{
     self, AttentionMap, Generation, Instance, Mosaic, Planned, RegionTrace, Scores,
@@ -27,9 +31,12 @@ pub struct Labelled {
 /// What a region's verdict came from, pixel by pixel.
 #[derive(Debug, Clone, Default)]
 pub struct RegionMaps {
-    /// Attention map of the region's size, row-major, 0..1; empty without capture.
+    /// Kind of the mask source that the mask comes from; `None` without a mask.
+    pub source: Option<&'static str>,
+    /// The source's soft map (for `attention` the attention map) of the region's size, row-major,
+    /// 0..1; empty without a mask.
     pub attention: Vec<f32>,
-    /// Refined mask of the region's size, before the filter; `None` without capture.
+    /// Refined mask of the region's size, before the checks.
     pub mask: Option<BinaryMask>,
 }
 
@@ -69,16 +76,6 @@ fn id_of(
     )
 }
 
-/// The pixels of `window`, row-major RGB.
-fn cut(rgb: &[u8], size: Size, window: PixelBox) -> Vec<u8> {
-    let stride = 3 * size.width as usize;
-    let (x0, x1) = (3 * window.x0 as usize, 3 * window.x1 as usize);
-    (window.y0 as usize..window.y1 as usize)
-        .flat_map(|y| &rgb[y * stride + x0..y * stride + x1])
-        .copied()
-        .collect()
-}
-
 /// What was found on a region.
 struct Found {
     /// Index of the region on the canvas.
@@ -86,31 +83,95 @@ struct Found {
     bbox: PixelBox,
     own: PixelBox,
     maps: RegionMaps,
-    /// Attention above this is the first mask, 0..1.
+    /// The soft map above this is the first mask, 0..1.
     threshold: f32,
     verdict: Verdict,
-    /// The kept masks, each as large as the picture.
-    masks: Vec<BinaryMask>,
+    /// The kept objects, each mask as large as the picture, with their scores.
+    objects: Vec<(BinaryMask, Scores)>,
+    /// For each check the best score of an object, kept or not.
+    scores: Scores,
 }
 
-/// Attention maps to masks, masks to instances.
+/// Labels decoded canvases, all of them through each stage of the recipe together.
 pub(super) fn label(
+    made_by: &MadeBy,
+    recipe: &Recipe,
+    recipe_hash: &str,
+    canvases: &[Canvas],
+    denoised: Vec<Denoised>,
+    tools: &Tools,
+) -> Result<Vec<Labelled>> {
+    if denoised.len() != canvases.len() {
+        return Err(Error::value(
+            "decoded canvases",
+            format!("{}, as many as were laid out", canvases.len()),
+            denoised.len(),
+        ));
+    }
+    let mut views = Vec::new();
+    for (canvas, picture) in canvases.iter().zip(&denoised) {
+        let captured = picture.captured.as_deref();
+        let regions = captured.map_or(canvas.regions.len(), <[_]>::len);
+        if picture.size != canvas.size || regions != canvas.regions.len() {
+            return Err(Error::value(
+                "decoded canvas",
+                format!("{:?} with {} regions", canvas.size, canvas.regions.len()),
+                format!("{:?} with {regions}", picture.size),
+            ));
+        }
+        for (region, captured) in canvas.regions.iter().zip(usable(picture)) {
+            views.push(RegionView {
+                rgb: &picture.rgb,
+                canvas: canvas.size,
+                bbox: region.bbox,
+                own: region.own,
+                base: recipe.base(),
+                category: &region.category,
+                prompt: &region.subject.prompt,
+                subject: region.subject.span.clone(),
+                seed: canvas.seed,
+                captured,
+            });
+        }
+    }
+    let mut examined = examine(recipe, &views, tools)?.into_iter();
+    let parts: Vec<_> = canvases
+        .iter()
+        .zip(denoised)
+        .map(|(canvas, picture)| {
+            let found: Vec<Examined> = examined.by_ref().take(usable(&picture).len()).collect();
+            (canvas, picture, found)
+        })
+        .collect();
+    parts
+        .into_par_iter()
+        .map(|(canvas, picture, found)| {
+            finish(made_by, recipe, recipe_hash, canvas, picture, found)
+        })
+        .collect()
+}
+
+/// What was captured of each region; nothing when there is nothing to label.
+fn usable(picture: &Denoised) -> &[Vec<Captured>] {
+    match &picture.captured {
+        Some(captured) if picture.problem.is_none() => captured,
+        _ => &[],
+    }
+}
+
+/// One canvas with what was found in its regions (nothing, where it is not to be labelled).
+fn finish(
     made_by: &MadeBy,
     recipe: &Recipe,
     recipe_hash: &str,
     canvas: &Canvas,
     denoised: Denoised,
+    examined: Vec<Examined>,
 ) -> Result<Labelled> {
-    if denoised.size != canvas.size || denoised.attention.len() != canvas.regions.len() {
-        return Err(Error::value(
-            "decoded canvas",
-            format!("{:?} with {} regions", canvas.size, canvas.regions.len()),
-            format!("{:?} with {}", denoised.size, denoised.attention.len()),
-        ));
-    }
     let mut rgb = denoised.rgb;
     let mut found = Vec::with_capacity(canvas.regions.len());
-    for (i, (region, levels)) in canvas.regions.iter().zip(&denoised.attention).enumerate() {
+    let mut examined = examined.into_iter();
+    for (i, region) in canvas.regions.iter().enumerate() {
         let mut here = Found {
             planned: i as u32,
             bbox: region.bbox,
@@ -118,13 +179,19 @@ pub(super) fn label(
             maps: RegionMaps::default(),
             threshold: 0.0,
             verdict: Verdict::NoAttention,
-            masks: Vec::new(),
+            objects: Vec::new(),
+            scores: Scores::new(),
         };
-        let usable = denoised.problem.is_none()
-            && !levels.is_empty()
-            && levels.iter().all(|l| l.data.iter().all(|v| v.is_finite()));
-        if usable {
-            examine(recipe, &rgb, canvas.size, region, levels, &mut here)?;
+        if let Some(examined) = examined.next() {
+            if let Some((source, proposal)) = examined.proposal {
+                here.maps.source = Some(source);
+                here.maps.attention = proposal.soft;
+                here.threshold = proposal.threshold;
+            }
+            here.maps.mask = examined.mask;
+            here.verdict = examined.verdict;
+            here.objects = examined.objects;
+            here.scores = examined.scores;
         }
         found.push(here);
     }
@@ -166,10 +233,13 @@ pub(super) fn label(
     let mut maps = Vec::with_capacity(found.len());
     for here in found {
         let region = &canvas.regions[here.planned as usize];
-        for mask in &here.masks {
+        for (mask, scores) in &here.objects {
             let at = record.regions.len() as u32;
             let category = region.category.clone();
-            record.instances.push(instance(&here, category, mask, at)?);
+            record.instances.push(Instance {
+                scores: scores.clone(),
+                ..instance(&here, category, mask, at)?
+            });
         }
         let subject = &region.subject;
         record.regions.push(record::Region {
@@ -179,8 +249,8 @@ pub(super) fn label(
             subject: [subject.span.start as u32, subject.span.end as u32],
             guidance: region.guidance,
             category: region.category.clone(),
-            scores: Scores::new(),
             trace: trace(&here)?,
+            scores: here.scores,
             verdict: here.verdict,
         });
         maps.push(here.maps);
@@ -205,41 +275,7 @@ fn trace(found: &Found) -> Result<Option<RegionTrace>> {
     }))
 }
 
-/// Attention, mask and verdict of one region, and the kept masks on the whole canvas.
-fn examine(
-    recipe: &Recipe,
-    rgb: &[u8],
-    canvas: Size,
-    region: &Region,
-    levels: &[super::capture::LevelMap],
-    found: &mut Found,
-) -> Result<()> {
-    let size = region.bbox.size();
-    let maps: Vec<(Size, &[f32])> =
-        levels.iter().map(|l| (l.size, l.data.as_slice())).collect();
-    let attention = aggregate(&maps, size)?;
-    found.threshold = recipe.threshold.level(&attention);
-    let mut mask = recipe.threshold.apply(&attention, size)?;
-    if let Some(refine) = &recipe.refine {
-        let guide = cut(rgb, canvas, region.bbox);
-        mask = refine.apply(&mask, &guide)?;
-    }
-    (found.verdict, found.masks) = filter_region(
-        &recipe.filter,
-        &mask,
-        region.bbox,
-        region.own,
-        canvas,
-        recipe.base(),
-    )?;
-    found.maps = RegionMaps {
-        attention,
-        mask: Some(mask),
-    };
-    Ok(())
-}
-
-/// A kept mask as an instance; its score is the mean attention inside it.
+/// A kept mask as an instance; its score is the mean of the soft map inside it.
 fn instance(
     found: &Found,
     category: String,
@@ -268,7 +304,7 @@ fn drop_unless_all_are_good(found: &mut [Found]) {
     }
     for here in found.iter_mut().filter(|f| f.verdict.is_kept()) {
         here.verdict = Verdict::CanvasDropped { failed };
-        here.masks.clear();
+        here.objects.clear();
     }
 }
 
@@ -331,10 +367,10 @@ fn crop(found: Vec<Found>, window: PixelBox) -> Result<Vec<Found>> {
                     .collect();
                 here.maps.mask = Some(mask.crop(part)?);
             }
-            here.masks = here
-                .masks
-                .iter()
-                .map(|m| m.crop(window))
+            here.objects = here
+                .objects
+                .into_iter()
+                .map(|(m, scores)| Ok((m.crop(window)?, scores)))
                 .collect::<Result<_>>()?;
             here.bbox = inside(seen, window);
             here.own = inside(here.own, window);
@@ -345,10 +381,10 @@ fn crop(found: Vec<Found>, window: PixelBox) -> Result<Vec<Found>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::capture::LevelMap;
     use super::super::layout::Part;
     use super::super::prompt::Subject;
     use super::*;
+    use crate::mask::LevelMap;
 
     /// A canvas of 2 x 2 regions of 32 px; the region with index `bad` has no attention.
     fn labelled(keep: Keep, bad: usize) -> Labelled {
@@ -375,23 +411,25 @@ mod tests {
             size: Size::new(32, 32),
             data,
         };
-        let attention = (0..4)
-            .map(|i| {
-                if i == bad {
-                    Vec::new()
-                } else {
-                    vec![level.clone()]
-                }
-            })
-            .collect();
         let recipe = Recipe {
             height: 64,
             width: 64,
             regions: 4,
             keep,
-            refine: None,
+            refine: Vec::new(),
             ..Recipe::default()
         };
+        let captured = (0..4)
+            .map(|i| {
+                let levels = if i == bad {
+                    Vec::new()
+                } else {
+                    vec![level.clone()]
+                };
+                let reading = recipe.readings().remove(0);
+                vec![Captured { reading, levels }]
+            })
+            .collect();
         let made_by = MadeBy {
             model: ModelId {
                 name: "tiny".into(),
@@ -404,10 +442,20 @@ mod tests {
         let denoised = Denoised {
             rgb: vec![128; 3 * 64 * 64],
             size,
-            attention,
+            captured: Some(captured),
             problem: None,
         };
-        label(&made_by, &recipe, "ab", &canvas, denoised).unwrap()
+        let canvases = [canvas];
+        label(
+            &made_by,
+            &recipe,
+            "ab",
+            &canvases,
+            vec![denoised],
+            &Tools::default(),
+        )
+        .unwrap()
+        .remove(0)
     }
 
     #[test]
