@@ -19,6 +19,7 @@
 //! | [`mask`] | attention map to mask, on plain arrays | know any other stage |
 //! | [`instance`] | instances and where they came from | do anything |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
+//! | [`priority`] | how much a category is wanted, and whether it can be had | draw, write |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
 //! | [`engine`] | planner, worker, throttle, heartbeat | be needed by the trainer |
 //! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
@@ -54,6 +55,8 @@ pub mod mask;
 pub mod instance;
 // Instances on disk, beside the training run.
 pub mod bank;
+// How much each category is wanted, and which can be had.
+pub mod priority;
 // What the trainer sees next.
 pub mod sampler;
 // Bank instances on real images.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 
 use super::context::{catch_stop, check_stop};
+use super::limits::LimitArgs;
 use super::progress::Counter;
 use crate::bank::import::{Class, instance_of_mask, read_picture, read_pool};
 use crate::bank::{
@@ -56,6 +57,8 @@ pub struct ImportArgs {
     /// Most instances taken of each category of a dataset; 0 takes all
     #[arg(long, value_name = "N", default_value_t = 0)]
     per_category: u64,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// The bank's table of a dataset's categories.
@@ -80,7 +83,9 @@ pub fn bank_categories(table: &CategoryTable) -> Result<Vec<Category>> {
 
 fn open_or_create(args: &ImportArgs, own: Option<&CategoryTable>) -> Result<Bank> {
     if args.bank.join(crate::bank::INFO_FILE).exists() {
-        return Bank::open(&args.bank);
+        let bank = Bank::open(&args.bank)?;
+        args.limits.apply(&bank)?;
+        return Ok(bank);
     }
     let given = args
         .categories
@@ -101,7 +106,7 @@ fn open_or_create(args: &ImportArgs, own: Option<&CategoryTable>) -> Result<Bank
     };
     Bank::create(
         &args.bank,
-        BankInfo::new(bank_categories(table)?, "", limits)?,
+        BankInfo::new(bank_categories(table)?, "", args.limits.over(limits))?,
     )
 }
 

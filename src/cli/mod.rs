@@ -11,6 +11,7 @@ mod export_bank;
 #[cfg(feature = "engine")]
 mod generate;
 pub mod import;
+mod limits;
 mod merge;
 mod merge_banks;
 mod overlay;

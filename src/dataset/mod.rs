@@ -16,6 +16,7 @@ mod file;
 pub mod merge;
 pub mod reader;
 pub mod record;
+pub mod vocabulary;
 mod webdataset;
 mod yolo;
 
@@ -27,5 +28,6 @@ pub use file::write_beside;
 pub use merge::{MergeReport, merge_files};
 pub use reader::{Annotation, Dataset, ImageEntry, RawCounts, ReadOptions, Segmentation};
 pub use record::{InstanceRecord, MosaicRecord, RECORD_FORMAT, RegionRecord};
+pub use vocabulary::{Alias, Aliases, Vocabulary, Words};
 pub use webdataset::write_webdataset;
 pub use yolo::{label_text, single_outline, write_yolo};

@@ -154,7 +154,7 @@ impl Prewarm {
     /// # Errors
     /// [`Error::Value`] when the bank's limit per category is below a goal.
     pub fn new(bank: &Bank, goals: Vec<u64>, odds: Odds, tries: u32) -> Result<Self> {
-        let limit = bank.info().limits.max_per_category;
+        let limit = bank.limits().max_per_category;
         let most = goals.iter().copied().max().unwrap_or_default();
         if limit > 0 && most > limit {
             return Err(Error::value(

@@ -219,7 +219,7 @@ impl Figures {
             bytes: stock.bytes,
             added: stock.added,
             removed: stock.removed,
-            limits: bank.info().limits,
+            limits: bank.limits(),
             target,
             engines,
             contents: None,

@@ -150,11 +150,25 @@ class EngineSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LimitSettings:
-    """``MOSAIC.LIMITS``: bounds of a bank that this training makes; 0 is none."""
+    """``MOSAIC.LIMITS``: bounds of the bank; 0 is none, -1 leaves what the bank has."""
 
-    max_bytes: int = _key(20 << 30, _at_least(0), "Bytes on disk.")
-    max_per_category: int = _key(200, _at_least(0), "Instances of one category.")
-    max_uses: int = _key(50, _at_least(0), "A record that was used so often is retired.")
+    max_bytes: int = _key(
+        -1, _at_least(-1), "Most bytes of records; 0: no limit, -1: as the bank has it."
+    )
+    max_per_category: int = _key(
+        -1, _at_least(-1), "Most mosaics and most instances of one category; 0 and -1 as above."
+    )
+    max_uses: int = _key(
+        -1,
+        _at_least(-1),
+        "A record that was used so often is retired; 0: never, -1: as the bank has it. For a bank "
+        "that an engine keeps stocked: one without runs dry.",
+    )
+
+    def given(self) -> dict[str, int]:
+        """The limits to set."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if value >= 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,15 +182,20 @@ class MosaicSettings:
         "The bank's directory, on a local disk; made when missing. '{machine}' stands for the "
         "machine's number.",
     )
-    mix_ratio: float = _key(0.1, _between(0, 1), "Share of drawn samples that are mosaics.")
+    mix_ratio: float = _key(
+        0.1,
+        _between(0, 1),
+        "Share of drawn samples that are mosaics. They are drawn for categories that the bank holds or "
+        "a running engine draws; while there is none, samples are real.",
+    )
     categories: tuple[str, ...] = _key(
-        (), _NAMES, "Categories that mosaics are drawn for; empty: by rarity."
+        (), _NAMES, "Categories that mosaics are drawn for; empty: all, by rarity."
     )
     slot_weights: str = _key(
         "live",
         _one_of("live", "fixed"),
-        "Weights of the categories: with the demand board as each epoch begins, or as they were "
-        "at the start of the run.",
+        "How slots weigh categories: with the demand board and the supply, read as each epoch begins "
+        "and every 1024 samples of a rank; or as they were at the start of the run.",
     )
     match: str = _key(
         "id_and_name",

@@ -16,7 +16,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 import mosaicbank
-from mosaicbank.detectron2.build import bank_path
+from mosaicbank.detectron2.build import bank_path, log_shortfall
 from mosaicbank.detectron2.config import EngineSettings
 from mosaicbank.detectron2.evaluation import category_ap, write_feedback
 from mosaicbank.detectron2.loader import Counts, MosaicLoader
@@ -122,6 +122,7 @@ class MosaicHook(HookBase):  # type: ignore[misc]
         settings, now = self._loader.settings, int(self.trainer.iter)
         if (now + 1) % settings.log_period == 0:
             self.trainer.storage.put_scalars(smoothing_hint=False, **self.scalars())
+            self._say_supply()
         due = settings.picture_period > 0 and (
             self._last_picture is None or now - self._last_picture >= settings.picture_period
         )
@@ -136,12 +137,22 @@ class MosaicHook(HookBase):  # type: ignore[misc]
                 logger.debug("mosaicbank: picture of a %s", title)
                 self.trainer.storage.put_image("mosaic/sample", picture.transpose(2, 0, 1))
 
+    def _say_supply(self) -> None:
+        """Log what cannot be supplied as soon as anything can: the engine started later."""
+        loader = self._loader
+        if loader.supply_said or loader.bank is None or not loader.bank.supply().any():
+            return
+        loader.supply_said = True
+        if comm.is_main_process():
+            log_shortfall(loader.bank, loader.slot_categories)
+
     def scalars(self) -> dict[str, float]:
         """What goes into the event storage, of this rank, since the last call.
 
         ``share``: samples that are mosaics. ``pasted_per_sample``: pasted instances over samples.
         ``fresh_share``: drawn mosaics and instances that had never been used. ``reuse``: mean
-        number of their earlier uses. ``misses`` and ``errors``: since the start of the run.
+        number of their earlier uses. ``replaced`` (slots that got another category, as theirs was
+        not in stock), ``misses`` and ``errors``: since the start of the run.
         ``stock`` and ``stock_instances``: in the bank. ``generation_rate``: mosaics per minute
         of all its engines. ``engine_state``: an index into ``ENGINE_STATES``, of the newest
         engine.
@@ -155,6 +166,7 @@ class MosaicHook(HookBase):  # type: ignore[misc]
             "mosaic/pasted_per_sample": recent.pasted / max(1, recent.samples),
             "mosaic/fresh_share": recent.fresh / max(1, drawn),
             "mosaic/reuse": recent.reuses / max(1, drawn),
+            "mosaic/replaced": float(counts.replaced),
             "mosaic/misses": float(counts.misses),
             "mosaic/errors": float(counts.errors),
         }
