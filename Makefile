@@ -88,7 +88,7 @@ $(VENV_D2)/.made:
 	@touch $@
 
 demo: install trainer ## train in Detectron2 on made-up data, with mosaics made meanwhile
-	$(D2_ENV) $(D2_PY) -m mosaicbank.detectron2.demo --engine-python $(PY) $(DEMO_ARGS)
+	$(D2_ENV) $(D2_PY) python/examples/detectron2_demo.py --engine-python $(PY) $(DEMO_ARGS)
 
 test-detectron2: install trainer
 	$(D2_ENV) MOSAICBANK_ENGINE_PYTHON=$(PY) $(D2_PY) -m pytest tests/python/in_detectron2 $(PYTEST_ARGS)
@@ -97,7 +97,7 @@ test-detectron2: install trainer
 
 bench: install ## run the benchmarks, each of which prints ratios against a reference
 	$(ENGINE_ENV) cargo bench --locked --features engine
-	for script in $(wildcard benches/*.py); do $(PY) $$script || exit 1; done
+	for script in $(filter-out benches/detectron2_%,$(wildcard benches/*.py)); do $(PY) $$script || exit 1; done
 
 # --- lint ------------------------------------------------------------------------------------
 

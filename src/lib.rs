@@ -21,7 +21,8 @@
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
 //! | [`priority`] | how much a category is wanted, and whether it can be had | draw, write |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
-//! | [`engine`] | planner, worker, throttle, heartbeat | be needed by the trainer |
+//! | [`status`] | what each engine says about itself, and whether it is alive | link libtorch |
+//! | [`engine`] | planner, worker, throttle | be needed by the trainer |
 //! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
 //! | [`cli`] | one file per subcommand | hold logic |
 //!
@@ -61,6 +62,8 @@ pub mod priority;
 pub mod sampler;
 // Bank instances on real images.
 pub mod paste;
+// What engines say about themselves.
+pub mod status;
 // New mosaics on demand, beside the training.
 pub mod engine;
 // A bank on one page, for people.

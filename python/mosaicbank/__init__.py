@@ -1,7 +1,7 @@
 """mosaicbank: an online, training-time augmenter for instance segmentation.
 
-Importing this package imports neither torch nor the diffusion engine: the names below come from
-the extension modules when they are first used.
+Importing this package imports neither torch nor the diffusion engine: the names below are loaded
+from the extension modules on first use.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mosaicbank._engine import RegionResult as RegionResult
     from mosaicbank.engine import EngineHandle as EngineHandle
 
-# Public names that come from an extension module when they are first used.
+# Public names that are loaded from an extension module on first use.
 _CORE = frozenset(
     {
         "Bank",

@@ -20,12 +20,14 @@ use crate::error::{Error, Result};
 
 pub mod bank;
 mod cli;
+mod convert;
 pub mod core;
 pub mod dataset;
 #[cfg(feature = "engine")]
 pub mod engine;
 pub mod mask;
 pub mod paste;
+mod random;
 pub mod sampler;
 
 impl From<Error> for PyErr {

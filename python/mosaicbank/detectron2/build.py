@@ -29,8 +29,8 @@ from mosaicbank.detectron2.config import (
     validate,
 )
 from mosaicbank.detectron2.dataset import MosaicDataset
-from mosaicbank.detectron2.paste import Paster, size_statistics
 from mosaicbank.detectron2.loader import MosaicLoader
+from mosaicbank.detectron2.paste import Paster, size_statistics
 from mosaicbank.detectron2.sampler import MosaicTrainingSampler, slot_categories
 
 logger = logging.getLogger(__name__)

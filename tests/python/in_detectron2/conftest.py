@@ -12,8 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-import material
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[2] / "python" / "examples")]
+import material  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -96,9 +96,9 @@ def make_training_set(folder):
 
 
 def register(name, path):
-    from mosaicbank.detectron2 import demo_data
+    import drawings
 
-    demo_data.register(name, path)
+    drawings.register(name, path)
     return name
 
 

@@ -13,12 +13,14 @@ import pytest
 
 pytest.importorskip("detectron2.config", reason="needs the trainer's environment")
 
+import detectron2_demo
+import drawings
 import material as made
 import torch
 from detectron2.engine import HookBase
 
 import mosaicbank
-from mosaicbank.detectron2 import MosaicTrainer, demo, demo_data
+from mosaicbank.detectron2 import MosaicTrainer
 from mosaicbank.detectron2.hooks import EngineHook, engine_heartbeats
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -58,8 +60,8 @@ class Stream(HookBase):
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory):
-    path = demo_data.make_training_set(tmp_path_factory.mktemp("demo"))
-    demo_data.register("mosaicbank_engine_test", path)
+    path = drawings.make_training_set(tmp_path_factory.mktemp("demo"))
+    drawings.register("mosaicbank_engine_test", path)
     return path
 
 
@@ -69,7 +71,7 @@ def train(cfg, annotations, folder, spawn, act=lambda hook, iteration: None):
     cfg.OUTPUT_DIR = str(folder / "output")
     cfg.MOSAIC.BANK = str(folder / "bank")
     cfg.MOSAIC.ENGINE.SPAWN = spawn
-    table = demo_data.category_table()
+    table = drawings.category_table()
     bank = mosaicbank.Bank.create(cfg.MOSAIC.BANK, table, max_uses=0)
     bank.put_mosaics([made.mosaic(k, [row["name"]]) for k, row in enumerate(table)])
     os.makedirs(cfg.OUTPUT_DIR)
@@ -87,7 +89,7 @@ def train(cfg, annotations, folder, spawn, act=lambda hook, iteration: None):
 def engine_cfg(cfg, annotations):
     cfg = made.small_model(cfg)
     cfg.DATASETS.TRAIN = ("mosaicbank_engine_test",)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(demo_data.CATEGORIES)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(drawings.CATEGORIES)
     cfg.DATALOADER.REPEAT_THRESHOLD = 0.3
     cfg.DATALOADER.NUM_WORKERS = 2
     # The engine's mosaics have other shapes than ours, and so would wait for other company.
@@ -95,7 +97,7 @@ def engine_cfg(cfg, annotations):
     cfg.SOLVER.MAX_ITER = 12
     cfg.MOSAIC.ENGINE.DEVICE = "cpu"
     cfg.MOSAIC.ENGINE.PYTHON = PYTHON
-    cfg.MOSAIC.ENGINE.ARGS = ["--threads", "1", "--categories", ",".join(demo_data.RARE)]
+    cfg.MOSAIC.ENGINE.ARGS = ["--threads", "1", "--categories", ",".join(drawings.RARE)]
     return cfg
 
 
@@ -131,7 +133,7 @@ def test_killing_the_engine_changes_nothing_but_the_counters(engine_cfg, annotat
     assert stream.batches == plain.batches
     counts = trainer.data_loader.counts
     assert counts.errors == 0 and counts.misses == 0
-    assert bank.stats()["mosaics"] > len(demo_data.CATEGORIES)
+    assert bank.stats()["mosaics"] > len(drawings.CATEGORIES)
     assert bank.verify()["bad"] == [] and bank.verify()["problems"] == []
     assert "mosaic/generation_rate" in trainer.storage.latest()
     assert stream.engine.handle is None
@@ -159,11 +161,10 @@ def test_an_engine_that_cannot_start(engine_cfg, annotations, tmp_path):
 
 def test_the_demo(tmp_path, capsys):
     torch.manual_seed(0)
-    config = ROOT / "configs" / "detectron2" / "demo_mask_rcnn_R_18_FPN.yaml"
-    status = demo.main(
+    status = detectron2_demo.main(
         [
             *("--out", str(tmp_path / "demo"), "--engine-python", PYTHON),
-            *("--config", str(config), "--iterations", "16", "--per-category", "1"),
+            *("--iterations", "16", "--per-category", "1"),
         ]
     )
     printed = capsys.readouterr().out
@@ -172,3 +173,35 @@ def test_the_demo(tmp_path, capsys):
         assert words in printed, (words, printed)
     pictures = list((tmp_path / "demo" / "saw").glob("*.png"))
     assert any("mosaic" in p.name for p in pictures) and any("pasted" in p.name for p in pictures)
+
+
+def test_the_demo_empties_only_its_own_folder(tmp_path, capsys):
+    out = tmp_path / "out"
+    detectron2_demo.claim(out)
+    (out / "data").mkdir()
+    (out / "data" / "train.json").write_text("{}")
+    (out / "detectron2.log").write_text("old")
+    detectron2_demo.claim(out)
+    assert [p.name for p in out.iterdir()] == [detectron2_demo.MARKER]
+
+    def refused(folder):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(SystemExit) as ended:
+            detectron2_demo.main(["--out", str(folder)])
+        assert ended.value.code == 2
+        assert sorted(folder.rglob("*")) == before
+        return capsys.readouterr().err
+
+    (out / "notes.txt").write_text("mine")
+    (out / "saw").mkdir()
+    (out / "saw" / "1.png").write_text("a demo's picture")
+    assert "found notes.txt" in refused(out)
+    # Its names, but no demo made the folder.
+    other = tmp_path / "other"
+    (other / "data").mkdir(parents=True)
+    (other / "data" / "precious.json").write_text("{}")
+    assert "found data" in refused(other)
+    # A link leads elsewhere.
+    (out / "notes.txt").unlink()
+    (out / "bank").symlink_to(other)
+    assert "found bank" in refused(out)

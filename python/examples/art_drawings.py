@@ -12,10 +12,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import drawings
 import numpy as np
 
 from mosaicbank import masks
-from mosaicbank.detectron2 import demo_data
 
 #: In many training pictures each.
 FREQUENT = (
@@ -71,11 +71,11 @@ def _paint(canvas: Any, picture: Any, cell: int, rng: np.random.Generator) -> di
         turned = turned.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     turned.thumbnail((side, side))
     w, h = turned.size
-    wide, high = demo_data.WIDTH // 3, demo_data.HEIGHT // 2
+    wide, high = drawings.WIDTH // 3, drawings.HEIGHT // 2
     x = cell % 3 * wide + int(rng.integers(0, max(1, wide - w)))
     y = cell // 3 * high + int(rng.integers(0, max(1, high - h)))
     canvas.paste(turned, (x, y), turned)
-    solid = np.zeros((demo_data.HEIGHT, demo_data.WIDTH), dtype=bool)
+    solid = np.zeros((drawings.HEIGHT, drawings.WIDTH), dtype=bool)
     solid[y : y + h, x : x + w] = np.asarray(turned)[:, :, 3] >= _FOREGROUND
     rle = masks.rle_encode(solid)
     box = masks.rle_box(rle)
@@ -107,11 +107,11 @@ def make_training_set(folder: Path, art: Path, seed: int = 0, balanced: bool = F
     counts = dict.fromkeys(FREQUENT, _FREQUENT_PICTURES) | dict.fromkeys(RARE, _RARE_PICTURES)
     if balanced:
         counts = dict.fromkeys(counts, _BALANCED)
-    contents = demo_data.spread(counts, _PICTURES, rng)
+    contents = drawings.spread(counts, _PICTURES, rng)
     images, annotations = [], []
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for i, names in enumerate(contents):
-        canvas = Image.fromarray(demo_data.background(rng))
+        canvas = Image.fromarray(drawings.background(rng))
         for name, cell in zip(names, rng.permutation(6).tolist()):
             choice = pictures[name]
             made = _paint(canvas, choice[int(rng.integers(len(choice)))], cell, rng)
@@ -120,4 +120,4 @@ def make_training_set(folder: Path, art: Path, seed: int = 0, balanced: bool = F
         canvas.save(folder / "images" / file_name, quality=92)
         images.append(file_name)
     table = {name: (ids[name], n) for name, n in counts.items()}
-    return demo_data.write(folder, images, annotations, table)
+    return drawings.write(folder, images, annotations, table)

@@ -1,10 +1,13 @@
-"""What mosaicbank costs in Detectron2: ``python -m mosaicbank.detectron2.bench``.
+"""What mosaicbank costs in Detectron2, as ratios from one run.
 
-Times Detectron2's own loader and ours in turns, with the same mapper on the same images, in this
-process (no workers hide anything), prints the ratio, and where our time goes.
+    python benches/detectron2_loader.py [--annotations FILE]
 
-``--training 60`` instead trains a small Mask R-CNN on the CPU, one iteration with each loader in
-turns, and compares the iterations, and the memory of the workers.
+Runs in the trainer's environment (Detectron2 and ``mosaicbank``). Times Detectron2's own loader and
+ours alternately, with the same mapper on the same images, in this process (no worker hides
+anything). Prints the ratio and where our time goes.
+
+``--training 60`` instead trains a small Mask R-CNN on the CPU, one iteration with each loader
+alternately, and compares the iteration times and the memory of the workers.
 """
 
 from __future__ import annotations
@@ -39,11 +42,16 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 import mosaicbank
-from mosaicbank.detectron2 import demo_data, paste
+from mosaicbank.detectron2 import paste
 from mosaicbank.detectron2.build import build_mosaic_train_loader
 from mosaicbank.detectron2.config import add_mosaic_config
 from mosaicbank.detectron2.hooks import MosaicHook
 
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT / "python" / "examples"))
+import drawings  # noqa: E402
+
+_CONFIG = _ROOT / "configs" / "detectron2" / "demo_mask_rcnn_R_18_FPN.yaml"
 _DATASET = "mosaicbank_bench"
 
 
@@ -128,7 +136,9 @@ def mapper_of(cfg: Any, options: argparse.Namespace) -> DatasetMapper:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="mosaicbank.detectron2.bench", description=__doc__)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--annotations", type=Path, help="LVIS-style file with images/ beside it")
     made.add_argument("--out", type=Path, default=Path("out/bench-detectron2"))
     made.add_argument("--images", type=int, default=100, help="per turn")
@@ -146,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--training", type=int, default=0, help="pairs of training iterations")
     made.add_argument("--workers", type=int, default=1, help="of each loader, when training")
     made.add_argument("--short-edge", type=int, default=240, help="px, when training")
-    made.add_argument("--config", default="configs/detectron2/demo_mask_rcnn_R_18_FPN.yaml")
+    made.add_argument("--config", default=str(_CONFIG))
     return made
 
 
@@ -264,8 +274,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     options = parser().parse_args(argv)
     logging.getLogger("detectron2").setLevel(logging.WARNING)
     options.out.mkdir(parents=True, exist_ok=True)
-    annotations = options.annotations or demo_data.make_training_set(options.out / "data")
-    demo_data.register(_DATASET, annotations)
+    annotations = options.annotations or drawings.make_training_set(options.out / "data")
+    drawings.register(_DATASET, annotations)
     bank = options.out / f"bank-{os.getpid()}"
     table = json.loads(annotations.read_text())["categories"]
     pictures = sorted((annotations.parent / "images").iterdir())

@@ -1,8 +1,8 @@
-"""A whole run on one small machine: ``make demo``, or ``python -m mosaicbank.detectron2.demo``.
+"""A whole run on one small machine: ``make demo``.
 
-Draws a small training set, fills a bank with the embedded model, trains a small Mask R-CNN in
-Detectron2 with mosaics and pasted instances while an engine goes on filling the bank, then says
-what happened and leaves pictures of what the trainer saw.
+Draws a small training set, fills a bank with the embedded model, and trains a small Mask R-CNN in
+Detectron2 with mosaics and pasted instances while an engine keeps filling the bank. Then prints
+what happened, and leaves pictures of what the trainer saw.
 """
 
 from __future__ import annotations
@@ -25,18 +25,23 @@ from typing import Any, Optional
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import detectron2
+import drawings
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import HookBase
 
 import mosaicbank
-from mosaicbank.detectron2 import demo_data
 from mosaicbank.detectron2.config import add_mosaic_config
 from mosaicbank.detectron2.hooks import engine_heartbeats
 from mosaicbank.detectron2.pictures import picture_of, title_of
 from mosaicbank.detectron2.sample import INFO, SampleInfo
 from mosaicbank.detectron2.trainer import MosaicTrainer
 
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "detectron2" / "demo_mask_rcnn_R_18_FPN.yaml"
+# Marks a folder that a demo made. Only such a folder is ever emptied, and only of these names.
+MARKER = ".mosaicbank-demo"
+_OWN = (MARKER, "bank", "data", "detectron2.log", "saw", "training")
 DATASET = "mosaicbank_demo"
 # Pictures that are kept of each kind of sample.
 _KEPT = {"mosaic": 12, "pasted": 12, "real": 4}
@@ -46,6 +51,30 @@ _RULE = "-" * 78
 def say(text: str = "") -> None:
     """Print at once, whoever reads."""
     print(text, flush=True)
+
+
+def claim(folder: Path) -> None:
+    """Make ``folder``, or empty it of what an earlier demo left in it.
+
+    Raises:
+        FileExistsError: it holds anything else, or was not made by a demo; nothing is deleted.
+    """
+    found = list(folder.iterdir()) if folder.exists() else []
+    own = any(entry.name == MARKER for entry in found)
+    foreign = sorted(e.name for e in found if not own or e.name not in _OWN or e.is_symlink())
+    if foreign:
+        raise FileExistsError(
+            f"{folder}: expected a new or empty folder, or one that only an earlier demo wrote to; "
+            f"found {', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}\n"
+            "  nothing was deleted; give another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).write_text("Made by detectron2_demo.py, which empties it when run again.\n")
+    for entry in found:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != MARKER:
+            entry.unlink()
 
 
 def log_to(path: Path) -> None:
@@ -118,7 +147,7 @@ def prewarm(python: str, bank: Path, annotations: Path, options: argparse.Namesp
         python, "-m", "mosaicbank", "prewarm",
         "--bank", str(bank),
         "--annotations", str(annotations),
-        "--categories", ",".join(demo_data.RARE),
+        "--categories", ",".join(drawings.RARE),
         "--per-category", str(options.per_category),
         "--model", options.model,
         "--device", "cpu",
@@ -134,14 +163,14 @@ def config(options: argparse.Namespace, bank: Path) -> Any:
     add_mosaic_config(cfg)
     cfg.merge_from_file(options.config)
     cfg.DATASETS.TRAIN = (DATASET,)
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(demo_data.CATEGORIES)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(drawings.CATEGORIES)
     cfg.OUTPUT_DIR = str(options.out / "training")
     cfg.SOLVER.MAX_ITER = options.iterations
     cfg.MOSAIC.BANK = str(bank)
     cfg.MOSAIC.ENGINE.PYTHON = options.engine_python
     cfg.MOSAIC.ENGINE.MODEL = options.model
     # Whatever is rare goes on being made: far more than the bank begins with.
-    cfg.MOSAIC.ENGINE.ARGS = [*cfg.MOSAIC.ENGINE.ARGS, "--categories", ",".join(demo_data.RARE)]
+    cfg.MOSAIC.ENGINE.ARGS = [*cfg.MOSAIC.ENGINE.ARGS, "--categories", ",".join(drawings.RARE)]
     cfg.freeze()
     return cfg
 
@@ -189,7 +218,7 @@ def _listed(counter: collections.Counter[str]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="mosaicbank.detectron2.demo", description=__doc__)
+    made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--out", type=Path, default=Path("out/demo"), help="where everything goes")
     made.add_argument(
         "--engine-python",
@@ -198,7 +227,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--config",
-        default="configs/detectron2/demo_mask_rcnn_R_18_FPN.yaml",
+        default=str(CONFIG),
         help="training config",
     )
     made.add_argument("--model", default="embedded", help="embedded, or a model's directory")
@@ -214,10 +243,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     options = parser().parse_args(argv)
     start = time.monotonic()
     out = options.out = options.out.resolve()
-    if out.exists():
-        shutil.rmtree(out)
+    try:
+        claim(out)
+    except OSError as error:
+        parser().error(f"--out {error}")
     saw = out / "saw"
-    saw.mkdir(parents=True)
+    saw.mkdir()
     bank_path = out / "bank"
     log_to(out / "detectron2.log")
     say(which_detectron2())
@@ -225,11 +256,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     engine = options.engine_python or sys.executable
     say(f"engine:  {engine}")
     say(_RULE)
-    annotations = demo_data.make_training_set(out / "data")
-    demo_data.register(DATASET, annotations)
-    rare = ", ".join(demo_data.RARE)
+    annotations = drawings.make_training_set(out / "data")
+    drawings.register(DATASET, annotations)
+    rare = ", ".join(drawings.RARE)
     say(f"1. A training set of drawings, {annotations}")
-    say(f"   {len(demo_data.CATEGORIES)} categories; rare, in two pictures each: {rare}")
+    say(f"   {len(drawings.CATEGORIES)} categories; rare, in two pictures each: {rare}")
     prewarm(engine, bank_path, annotations, options)
     bank = mosaicbank.Bank.open(bank_path)
     before = dict(bank.stats())

@@ -1,4 +1,6 @@
-"""Does it help? ``python -m mosaicbank.detectron2.experiment``: AP with and without mosaicbank.
+"""Does it help? AP with and without mosaicbank.
+
+    python python/examples/detectron2_experiment.py [--art art.zip] [--engine-python PYTHON]
 
 A long-tailed set of drawings; a small Mask R-CNN from nothing; the same schedule and seeds with
 Detectron2's repeat-factor sampling alone, and with mosaics and pasted instances of a prewarmed
@@ -29,12 +31,13 @@ from typing import Any, Optional
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import art_drawings
+import drawings
 from detectron2.config import get_cfg
 from detectron2.utils.env import seed_all_rng
+from detectron2_demo import CONFIG, log_to, say, which_detectron2
 
-from mosaicbank.detectron2 import art_data, demo_data
 from mosaicbank.detectron2.config import add_mosaic_config
-from mosaicbank.detectron2.demo import log_to, say, which_detectron2
 from mosaicbank.detectron2.evaluation import category_ap
 from mosaicbank.detectron2.trainer import MosaicTrainer
 
@@ -60,20 +63,20 @@ def material(options: argparse.Namespace) -> Material:
     train, val = options.out / "train", options.out / "val"
     if options.art is None:
         made = Material(
-            demo_data.make_training_set(train),
-            demo_data.make_training_set(val, _VAL_SEED, balanced=True),
-            tuple(demo_data.CATEGORIES),
-            demo_data.RARE,
+            drawings.make_training_set(train),
+            drawings.make_training_set(val, _VAL_SEED, balanced=True),
+            tuple(drawings.CATEGORIES),
+            drawings.RARE,
         )
     else:
         made = Material(
-            art_data.make_training_set(train, options.art),
-            art_data.make_training_set(val, options.art, _VAL_SEED, balanced=True),
-            (*art_data.FREQUENT, *art_data.RARE),
-            art_data.RARE,
+            art_drawings.make_training_set(train, options.art),
+            art_drawings.make_training_set(val, options.art, _VAL_SEED, balanced=True),
+            (*art_drawings.FREQUENT, *art_drawings.RARE),
+            art_drawings.RARE,
         )
-    demo_data.register(_TRAIN, made.train)
-    demo_data.register(_VAL, made.val)
+    drawings.register(_TRAIN, made.train)
+    drawings.register(_VAL, made.val)
     return made
 
 
@@ -154,11 +157,11 @@ def finished(results: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="mosaicbank.detectron2.experiment", description=__doc__)
+    made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--out", type=Path, default=Path("out/experiment"))
     made.add_argument("--art", type=Path, help="art.zip of python/train_embedded/prepare.py")
     made.add_argument("--engine-python", default="", help="Python that has the engine")
-    made.add_argument("--config", default="configs/detectron2/demo_mask_rcnn_R_18_FPN.yaml")
+    made.add_argument("--config", default=str(CONFIG))
     made.add_argument("--model", default="embedded")
     made.add_argument("--device", default="cpu", help="of the trainer")
     made.add_argument("--iterations", type=int, default=400)
