@@ -41,7 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("paste", &["bank", "instance", "mask"]),
     ("status", &["dataset"]),
     ("engine", &["*"]),
-    ("report", &["bank", "mask", "status"]),
+    ("report", &["bank", "mask", "priority", "status"]),
     ("cli", &["*"]),
     ("python", &["*"]),
 ];

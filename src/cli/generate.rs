@@ -11,8 +11,8 @@ use super::overlay::Overlay;
 use super::progress::Bars;
 use crate::dataset::record::{IMAGES, MASKS, OVERLAYS};
 use crate::dataset::{
-    CategoryTable, ExportFormat, ExportOptions, Exporter, InstanceRecord, MosaicRecord,
-    RECORD_FORMAT, RegionRecord, write_beside,
+    Aliases, CategoryTable, ExportFormat, ExportOptions, Exporter, InstanceRecord,
+    MosaicRecord, RECORD_FORMAT, RegionRecord, write_beside,
 };
 use crate::error::{Error, Result};
 use crate::mosaic::{
@@ -73,6 +73,10 @@ pub(super) struct Args {
     /// One recipe value, over those of the file; VALUE is JSON or a plain word
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Other names, definitions or prompts under which the model draws categories, a JSON or TOML
+    /// file: {"donut": "doughnut", "mouse": {"name": ..., "definition": ..., "prompt": ...}}
+    #[arg(long, value_name = "FILE")]
+    aliases: Option<PathBuf>,
     /// Denoising steps [default: the recipe's]
     #[arg(long)]
     steps: Option<u32>,
@@ -96,8 +100,21 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
         parse_device(&args.device)?,
         parse_dtype(&args.dtype)?,
     )?;
+    let aliases = match &args.aliases {
+        Some(path) => Aliases::read(path)?,
+        None => Aliases::default(),
+    };
     if let Some(path) = &args.annotations {
-        generator = generator.with_categories(CategoryTable::read(path)?);
+        generator = generator.with_categories(CategoryTable::read(path)?, &aliases)?;
+    } else if args.aliases.is_some() {
+        let Some(own) = generator.categories().cloned() else {
+            return Err(Error::value(
+                "--aliases",
+                "--annotations with it: the model has no categories of its own",
+                "none",
+            ));
+        };
+        generator = generator.with_categories(own, &aliases)?;
     }
     let recipe = generator.recipe(&own_values(args)?)?;
     let categories = category_names(&generator, &args.categories)?;

@@ -189,6 +189,16 @@ impl Vocabulary {
                 None => of_model,
             };
             let prompt = alias.and_then(|a| a.prompt.clone());
+            if let Some(prompt) = &prompt {
+                let subject = normalize(name.split('(').next().unwrap_or(name));
+                if !normalize(prompt).contains(subject.trim_matches('_')) {
+                    return Err(Error::value(
+                        at(&own.name),
+                        format!("a prompt with the name {name:?} in it"),
+                        format!("{prompt:?}"),
+                    ));
+                }
+            }
             words.insert(
                 own.name.clone(),
                 Words {
@@ -336,6 +346,7 @@ mod tests {
         refused(r#"{"mouse": ""}"#, "not empty");
         refused(r#"{"mouse": {}}"#, "not empty");
         refused("[]", "object");
+        refused(r#"{"mouse": {"prompt": "a rodent"}}"#, "with the name");
         let own = aliases(r#"{"mouse": {"prompt": "a computer mouse"}}"#).unwrap();
         let v = Vocabulary::new(&data, Some(&model), &own).unwrap();
         let words = v.get("mouse").unwrap();

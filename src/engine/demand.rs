@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::plan::Shortage;
 use crate::bank::{Bank, Demand, Kind};
-use crate::dataset::CategoryTable;
+use crate::dataset::Vocabulary;
 use crate::error::{Error, Result};
 use crate::priority::{self, RARE_IMAGES, anticipated, images_of};
 
@@ -22,10 +22,9 @@ const RESCAN: Duration = Duration::from_secs(5);
 /// ... and not more often than this.
 const LEAST_RESCAN: Duration = Duration::from_millis(200);
 
-/// Which categories of the bank the model can draw: those of its own table where it has one, else
-/// all. From other names a small model draws shapes without meaning.
-pub fn drawable(bank: &Bank, model: Option<&CategoryTable>) -> Vec<bool> {
-    let known = |name: &str| model.is_none_or(|table| table.get(name).is_ok());
+/// Which categories of the bank the model can draw: those that the vocabulary has words for.
+pub fn drawable(bank: &Bank, vocabulary: &Vocabulary) -> Vec<bool> {
+    let known = |name: &str| vocabulary.get(name).is_some();
     bank.categories().iter().map(|c| known(&c.name)).collect()
 }
 
@@ -54,7 +53,8 @@ pub fn choose(bank: &Bank, words: &[String], drawable: &[bool]) -> Result<Vec<u3
             if drawable.get(at) == Some(&false) {
                 return Err(Error::value(
                     format!("category {word:?}"),
-                    "one that the model was trained on (its categories.json)",
+                    "one that the model was trained on (its categories.json; --aliases gives it \
+                     another name)",
                     "another one",
                 ));
             }
@@ -71,7 +71,7 @@ pub fn choose(bank: &Bank, words: &[String], drawable: &[bool]) -> Result<Vec<u3
     if left < meant {
         tracing::warn!(
             "{} of {meant} categories are left out: the model was not trained on them (its \
-             categories.json)",
+             categories.json; --aliases gives them other names)",
             meant - left
         );
     }
@@ -285,6 +285,7 @@ fn unused(bank: &Bank, kind: Kind, category: u32, stock: u64, most: u64) -> Resu
 mod tests {
     use super::*;
     use crate::bank::{BankInfo, Category, Limits};
+    use crate::dataset::{Aliases, CategoryTable};
 
     fn bank(dir: &std::path::Path, bands: &[Option<&str>]) -> Bank {
         let categories = (1..)
@@ -309,7 +310,7 @@ mod tests {
         let bank = bank(dir.path(), &[Some("r"), Some("f"), Some("r"), None]);
         let choose = |words: &[&str]| {
             let words: Vec<_> = words.iter().map(ToString::to_string).collect();
-            super::choose(&bank, &words, &drawable(&bank, None))
+            super::choose(&bank, &words, &[true; 4])
         };
         assert_eq!(choose(&["rare"]).unwrap(), [0, 2]);
         assert_eq!(choose(&["all"]).unwrap(), [0, 1, 2, 3]);
@@ -317,8 +318,11 @@ mod tests {
         let error = choose(&["common"]).unwrap_err().to_string();
         assert!(error.contains("rare"), "{error}");
         assert!(choose(&["c9"]).is_err());
-        let table = CategoryTable::from_names(["c1", "c4"]).unwrap();
-        let only = drawable(&bank, Some(&table));
+        let table = |names: &[&str]| CategoryTable::from_names(names.to_vec()).unwrap();
+        let dataset = table(&["c1", "c2", "c3", "c4"]);
+        let model = table(&["c1", "C4"]);
+        let words = Vocabulary::new(&dataset, Some(&model), &Aliases::default()).unwrap();
+        let only = drawable(&bank, &words);
         assert_eq!(only, [true, false, false, true]);
         let of = |word: &str| super::choose(&bank, &[word.to_owned()], &only);
         assert_eq!(of("all").unwrap(), [0, 3]);

@@ -14,7 +14,7 @@ use super::PyMosaic;
 use super::arrays::{FloatArray, from_tensor, read_array, to_array, to_tensor};
 use super::call::{Call, Signals, recipe_values};
 use super::region::read_region;
-use crate::dataset::CategoryTable;
+use crate::dataset::{Aliases, CategoryTable};
 use crate::diffusion::Scheduler;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
@@ -68,7 +68,8 @@ impl PyGenerator {
             set_threads(threads)?;
             let generator = Generator::open(&path, target, kind)?;
             Ok(match annotations {
-                Some(path) => generator.with_categories(CategoryTable::read(&path)?),
+                Some(path) => generator
+                    .with_categories(CategoryTable::read(&path)?, &Aliases::default())?,
                 None => generator,
             })
         })?;
