@@ -69,10 +69,11 @@ pub(super) struct MakeArgs {
     /// Makes the seeds of a new bank reproducible [default: random]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Other names, definitions or prompts under which the model draws categories, a JSON or TOML
-    /// file: {"donut": "doughnut", "mouse": {"name": ..., "definition": ..., "prompt": ...}}
-    #[arg(long, value_name = "FILE")]
-    pub aliases: Option<PathBuf>,
+    /// Names, definitions or prompts under which the model draws categories: CATEGORY=NAME, or a JSON
+    /// or TOML file of "CATEGORY": "NAME" or "CATEGORY": {"name", "definition", "prompt"}; may be
+    /// given several times
+    #[arg(long, value_name = "CATEGORY=NAME|FILE")]
+    pub aliases: Vec<String>,
     #[command(flatten)]
     pub limits: LimitArgs,
     /// End when this process ends (for whoever starts the command)
@@ -188,10 +189,7 @@ impl<'a> Work<'a> {
             .transpose()?;
         let own = own_values(args)?;
         let model = context.model(&args.model)?;
-        let aliases = match &args.aliases {
-            Some(path) => Aliases::read(path)?,
-            None => Aliases::default(),
-        };
+        let aliases = Aliases::collect(&args.aliases)?;
         let bank = open_or_create(dir, &model, table.as_ref(), &own, args.limits)?;
         let trained = Generator::trained_categories(&model)?;
         let sources: Vec<&CategoryTable> = table.as_ref().into_iter().chain(&trained).collect();

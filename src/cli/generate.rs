@@ -73,10 +73,11 @@ pub(super) struct Args {
     /// One recipe value, over those of the file; VALUE is JSON or a plain word
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Other names, definitions or prompts under which the model draws categories, a JSON or TOML
-    /// file: {"donut": "doughnut", "mouse": {"name": ..., "definition": ..., "prompt": ...}}
-    #[arg(long, value_name = "FILE")]
-    aliases: Option<PathBuf>,
+    /// Names, definitions or prompts under which the model draws categories: CATEGORY=NAME, or a JSON
+    /// or TOML file of "CATEGORY": "NAME" or "CATEGORY": {"name", "definition", "prompt"}; may be
+    /// given several times
+    #[arg(long, value_name = "CATEGORY=NAME|FILE")]
+    aliases: Vec<String>,
     /// Denoising steps [default: the recipe's]
     #[arg(long)]
     steps: Option<u32>,
@@ -100,13 +101,10 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
         parse_device(&args.device)?,
         parse_dtype(&args.dtype)?,
     )?;
-    let aliases = match &args.aliases {
-        Some(path) => Aliases::read(path)?,
-        None => Aliases::default(),
-    };
+    let aliases = Aliases::collect(&args.aliases)?;
     if let Some(path) = &args.annotations {
         generator = generator.with_categories(CategoryTable::read(path)?, &aliases)?;
-    } else if args.aliases.is_some() {
+    } else if !args.aliases.is_empty() {
         let Some(own) = generator.categories().cloned() else {
             return Err(Error::value(
                 "--aliases",

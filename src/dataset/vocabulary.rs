@@ -103,6 +103,42 @@ impl Aliases {
         Ok(Self { place, of })
     }
 
+    /// From a list of `CATEGORY=NAME` and of files ([`Aliases::read`]); later ones go over earlier
+    /// ones.
+    ///
+    /// # Errors
+    /// As [`Aliases::read`]; [`Error::Value`] for an item that is neither.
+    pub fn collect(items: &[String]) -> Result<Self> {
+        let mut all = Self::default();
+        let mut places: Vec<&str> = Vec::new();
+        for item in items {
+            let path = Path::new(item);
+            let pair = item.split_once('=').map(|(c, n)| (c.trim(), n.trim()));
+            match pair {
+                Some((category, name))
+                    if !path.exists() && !category.is_empty() && !name.is_empty() =>
+                {
+                    let alias = Alias {
+                        name: Some(name.to_owned()),
+                        ..Alias::default()
+                    };
+                    all.of.insert(category.to_owned(), alias);
+                }
+                None if !path.exists() => {
+                    return Err(Error::value(
+                        "aliases",
+                        "CATEGORY=NAME, or a JSON or TOML file",
+                        format!("{item:?}"),
+                    ));
+                }
+                _ => all.of.extend(Self::read(path)?.of),
+            }
+            places.push(item);
+        }
+        all.place = places.join(", ");
+        Ok(all)
+    }
+
     /// The alias of a category.
     pub fn get(&self, category: &str) -> Option<&Alias> {
         self.of.get(category)
@@ -323,6 +359,26 @@ mod tests {
         let v = Vocabulary::new(&data, Some(&model), &own).unwrap();
         assert_eq!((name(&v, "mug"), name(&v, "x")), (Some("cup"), Some("b")));
         assert_eq!(v.get("x").unwrap().definition, "d");
+    }
+
+    #[test]
+    fn aliases_come_as_pairs_and_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.toml");
+        std::fs::write(
+            &path,
+            "donut = \"x\"\n[\"hot dog\"]\nprompt = \"a hot dog\"\n",
+        )
+        .unwrap();
+        let file = path.display().to_string();
+        let all = Aliases::collect(&[file, "donut = doughnut".into()]).unwrap();
+        let name = |c: &str| all.get(c).and_then(|a| a.name.as_deref());
+        assert_eq!(name("donut"), Some("doughnut"));
+        let prompt = all.get("hot dog").and_then(|a| a.prompt.as_deref());
+        assert_eq!(prompt, Some("a hot dog"));
+        for wrong in ["donut", "=x", "donut="] {
+            assert!(Aliases::collect(&[wrong.into()]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -18,8 +18,8 @@ use crate::sampler::{
 };
 
 /// Indices of a rank after which slot weights are read anew (they are when an epoch begins, too):
-/// some minutes of training, so that a category that comes into supply is soon asked for.
-const REFRESH: u64 = 1024;
+/// often, so that a category is asked for soon after it comes into supply.
+const REFRESH: u64 = 128;
 /// Version of what `state_dict` returns.
 const STATE_VERSION: u32 = 1;
 
@@ -234,7 +234,7 @@ impl MosaicSampler {
     /// Slot categories are weighed by ``slot_weights`` (float64 [C]) when given, else by
     /// ``image_counts`` (int64 [C]), ``threshold`` and the demand board of ``bank``; slots then go
     /// only to categories with a supply: those that the bank holds or a running engine draws.
-    /// Board and supply are read when an epoch begins and every 1024 indices. While nothing is
+    /// Board and supply are read when an epoch begins and every 128 indices. While nothing is
     /// supplied, slots give real images, drawn by ``factors``. ``categories`` (bool [C]): those
     /// that slots may ask for (default: all). ``keyed``: whether real images carry their place in
     /// the stream, too (default: when there are slots).

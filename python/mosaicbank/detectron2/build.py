@@ -339,7 +339,7 @@ def log_shortfall(bank: mosaicbank.Bank, wanted: Sequence[bool]) -> None:
     line = bank.shortfall(wanted)
     if line is not None:
         logger.warning(
-            "mosaicbank: %s (neither in the bank nor drawn by a running engine; no slot goes there)",
+            "mosaicbank: %s (neither in the bank nor drawn by a running engine; no slots for them)",
             line,
         )
 

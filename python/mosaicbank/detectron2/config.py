@@ -185,8 +185,8 @@ class MosaicSettings:
     mix_ratio: float = _key(
         0.1,
         _between(0, 1),
-        "Share of drawn samples that are mosaics. They are drawn for categories that the bank holds or "
-        "a running engine draws; while there is none, samples are real.",
+        "Share of drawn samples that are mosaics: of categories that the bank holds or a running "
+        "engine draws. While there is none, samples are real.",
     )
     categories: tuple[str, ...] = _key(
         (), _NAMES, "Categories that mosaics are drawn for; empty: all, by rarity."
@@ -194,14 +194,20 @@ class MosaicSettings:
     slot_weights: str = _key(
         "live",
         _one_of("live", "fixed"),
-        "How slots weigh categories: with the demand board and the supply, read as each epoch begins "
-        "and every 1024 samples of a rank; or as they were at the start of the run.",
+        "How slots weigh categories: with the demand board and the supply, read as each epoch "
+        "begins and every 128 samples of a rank; or as they were at the start of the run.",
     )
     match: str = _key(
         "id_and_name",
         _one_of("id_and_name", "name"),
         "How the bank's categories are found in the dataset: ids and names must agree, or names "
         "alone.",
+    )
+    aliases: tuple[str, ...] = _key(
+        (),
+        _WORDS,
+        "Names, definitions or prompts under which the engine's model draws categories: "
+        "'category=name', or JSON or TOML files (`--aliases` of `mosaicbank engine`).",
     )
     rejected_regions: str = _key(
         "fill",

@@ -5,10 +5,11 @@ None of them raises into the training: what fails is said once, and training goe
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -190,6 +191,7 @@ class EngineHook(HookBase):  # type: ignore[misc]
     Args:
         bank: the bank's directory.
         settings: ``MOSAIC.ENGINE``.
+        aliases: ``MOSAIC.ALIASES``.
         start: makes the handle; for trainers that supervise in their own way.
     """
 
@@ -198,10 +200,11 @@ class EngineHook(HookBase):  # type: ignore[misc]
         bank: Path,
         settings: EngineSettings,
         start: Optional[Callable[[Path, EngineSettings], Any]] = None,
+        aliases: Sequence[str] = (),
     ) -> None:
         self._bank = bank
         self._settings = settings
-        self._start = start or start_engine
+        self._start = start or functools.partial(start_engine, aliases=aliases)
         self.handle: Any = None
 
     def before_train(self) -> None:
@@ -239,8 +242,8 @@ class EngineHook(HookBase):  # type: ignore[misc]
             logger.warning("mosaicbank: the engine did not stop as it should", exc_info=True)
 
 
-def start_engine(bank: Path, settings: EngineSettings) -> Any:
-    """Start a supervised engine as ``MOSAIC.ENGINE`` says.
+def start_engine(bank: Path, settings: EngineSettings, aliases: Sequence[str] = ()) -> Any:
+    """Start a supervised engine as ``MOSAIC.ENGINE`` and ``MOSAIC.ALIASES`` say.
 
     Returns:
         ``mosaicbank.EngineHandle``.
@@ -251,7 +254,10 @@ def start_engine(bank: Path, settings: EngineSettings) -> Any:
         device=settings.device.replace("{local_rank}", str(comm.get_local_rank())),
         duty=settings.duty,
         python=settings.python,
-        extra_args=list(settings.args),
+        extra_args=[
+            *settings.args,
+            *(word for alias in aliases for word in ("--aliases", alias)),
+        ],
     )
 
 
@@ -316,7 +322,7 @@ def mosaic_hooks(
     settings = loader.settings
     hooks: list[Any] = [MosaicHook(loader, checkpoint_period)]
     if settings.engine.spawn and loader.bank is not None:
-        hooks.append(EngineHook(bank_path(settings), settings.engine))
+        hooks.append(EngineHook(bank_path(settings), settings.engine, aliases=settings.aliases))
     if settings.feedback and results is not None:
         hooks.append(FeedbackHook(loader, results))
     return hooks
