@@ -229,7 +229,7 @@ def mosaic_train_loader(
     )
     if settings.slot_weights == "fixed":
         stream = _with_fixed_weights(stream)
-    supply_said = bank is None or settings.mix_ratio == 0 or _say_supply(bank, settings, allowed)
+    supply_said = bank is None or _say_supply(bank, settings, allowed)
     training_sampler = MosaicTrainingSampler(
         stream, total_batch_size // comm.get_world_size(), aspect_ratio_grouping
     )
@@ -320,18 +320,23 @@ def _wanted(settings: MosaicSettings, classes: DatasetClasses) -> Optional[set[i
 
 def _say_supply(bank: mosaicbank.Bank, settings: MosaicSettings, wanted: Sequence[bool]) -> bool:
     """Log once what cannot be supplied; False while nothing is, so that it is too early to say."""
-    if not bank.supply().any():
-        if comm.is_main_process():
-            logger.warning(
-                "mosaicbank: the bank in %s is empty and no engine feeds it; training runs on "
-                "real data until %s",
-                bank.path,
-                "its engine has started" if settings.engine.spawn else "one is started",
-            )
-        return False
-    if comm.is_main_process():
+    stats = bank.stats()
+    if settings.mix_ratio > 0:
+        nothing = not bank.supply().any()
+    else:
+        nothing = int(stats["mosaics"]) + int(stats["instances"]) == 0
+    if nothing and comm.is_main_process():
+        logger.warning(
+            "mosaicbank: the bank in %s has nothing to draw, and no engine feeds it; training runs "
+            "on real data until %s",
+            bank.path,
+            "its engine has started" if settings.engine.spawn else "one is started",
+        )
+    if settings.mix_ratio == 0:
+        return True
+    if not nothing and comm.is_main_process():
         log_shortfall(bank, wanted)
-    return True
+    return not nothing
 
 
 def log_shortfall(bank: mosaicbank.Bank, wanted: Sequence[bool]) -> None:

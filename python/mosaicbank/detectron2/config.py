@@ -32,6 +32,16 @@ def _at_least(low: int) -> Rule:
     return f"an integer >= {low}", check
 
 
+def _limit(bits: int) -> Rule:
+    """A limit of the bank: what its file can hold, or -1."""
+    most = 2**bits - 1
+
+    def check(value: Any) -> bool:
+        return _at_least(-1)[1](value) and value <= most
+
+    return f"an integer in -1..2^{bits} - 1", check
+
+
 def _one_of(*names: str) -> Rule:
     return "one of " + ", ".join(repr(n) for n in names), lambda v: v in names
 
@@ -153,14 +163,14 @@ class LimitSettings:
     """``MOSAIC.LIMITS``: bounds of the bank; 0 is none, -1 leaves what the bank has."""
 
     max_bytes: int = _key(
-        -1, _at_least(-1), "Most bytes of records; 0: no limit, -1: as the bank has it."
+        -1, _limit(63), "Most bytes of records; 0: no limit, -1: as the bank has it."
     )
     max_per_category: int = _key(
-        -1, _at_least(-1), "Most mosaics and most instances of one category; 0 and -1 as above."
+        -1, _limit(63), "Most mosaics and most instances of one category; 0 and -1 as above."
     )
     max_uses: int = _key(
         -1,
-        _at_least(-1),
+        _limit(32),
         "A record that was used so often is retired; 0: never, -1: as the bank has it. For a bank "
         "that an engine keeps stocked: one without runs dry.",
     )

@@ -31,7 +31,7 @@ impl Prewarm {
         if limit > 0 && most > limit {
             return Err(Error::value(
                 "mosaics per category",
-                format!("at most {limit}, the bank's limit (bank.toml)"),
+                format!("at most {limit}, the bank's limit (--max-per-category)"),
                 most,
             ));
         }
@@ -76,8 +76,7 @@ impl Planner for Prewarm {
         if self.evicted > 0 {
             return Err(Error::value(
                 "size of the bank",
-                "room for what is asked for (limits.max_bytes and limits.max_per_category in \
-                 bank.toml)",
+                "room for what is asked for (limits max_bytes and max_per_category)",
                 format!("{} records had to go for new ones", self.evicted),
             ));
         }
