@@ -42,6 +42,19 @@ pub enum State {
 }
 
 impl State {
+    /// All states. The position of a state is its number in a trainer's scalars.
+    pub const ALL: [Self; 9] = [
+        Self::Loading,
+        Self::Working,
+        Self::Stocked,
+        Self::Paused,
+        Self::Blocked,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Failed,
+        Self::Dead,
+    ];
+
     /// Its name, as in the file.
     pub const fn name(self) -> &'static str {
         match self {

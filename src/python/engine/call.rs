@@ -1,23 +1,19 @@
 //! What `generate` and `generate_canvas` have in common.
 
-use std::time::{Duration, Instant};
+use std::cell::RefCell;
+use std::time::Instant;
 
-use numpy::PyReadonlyArrayDyn;
-use parking_lot::Mutex;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde_json::{Map, Value};
 
-use super::super::check_interrupt;
+use super::super::{SIGNAL_INTERVAL, check_interrupt};
 use super::PyMosaic;
 use super::arrays::to_tensor;
 use crate::diffusion::Hook;
 use crate::error::{Error, Result};
 use crate::mosaic::{Canvas, Generator, Options, Progress};
-
-/// How often a long call lets Ctrl-C in.
-const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Lets Ctrl-C in now and then.
 pub(super) struct Signals {
@@ -110,18 +106,18 @@ impl Call {
             options.batch = Some(batch);
         }
         let mut signals = Signals::new();
-        let failure: Mutex<Option<PyErr>> = Mutex::new(None);
+        let failure: RefCell<Option<PyErr>> = RefCell::new(None);
         let mut step = |done: usize, all: usize| {
             if let Some(progress) = &self.progress {
                 Python::attach(|py| {
                     if let Err(e) = progress.call1(py, (done, all)) {
-                        *failure.lock() = Some(e);
+                        failure.replace(Some(e));
                     }
                 });
             }
         };
         let mut check = || {
-            if failure.lock().is_some() {
+            if failure.borrow().is_some() {
                 return Err(Error::Interrupted);
             }
             signals.check()

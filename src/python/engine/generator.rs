@@ -2,20 +2,18 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn};
-use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::super::{cli, enter};
+use super::super::{Exclusive, cli, enter};
 use super::PyMosaic;
 use super::arrays::{FloatArray, from_tensor, read_array, to_array, to_tensor};
 use super::call::{Call, Signals, recipe_values};
 use super::region::read_region;
 use crate::dataset::{Aliases, CategoryTable};
-use crate::diffusion::Scheduler;
+use crate::diffusion::{Scheduler, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mosaic::{Canvas, Generator, parse_device, parse_dtype};
@@ -23,16 +21,19 @@ use crate::recipe::SchedulerKind;
 
 /// A diffusion model that makes labelled mosaics.
 ///
-/// Made by `Generator.from_pretrained`. Its methods may be called from any thread; calls wait for
-/// each other.
+/// Made by `Generator.from_pretrained`. Its methods may be called from any thread, and from a
+/// progress callback. Calls that use the model wait for each other; the properties do not.
 #[pyclass(name = "Generator", module = "mosaicbank", frozen)]
 pub struct PyGenerator {
-    inner: Arc<Mutex<Generator>>,
+    generator: Exclusive<Generator>,
+    // Copies of what never changes: they are read without waiting.
     device: String,
     dtype: String,
     path: PathBuf,
     weights: String,
     factor: u32,
+    categories: Option<Vec<String>>,
+    scheduler: SchedulerConfig,
 }
 
 #[pymethods]
@@ -64,7 +65,7 @@ impl PyGenerator {
     ) -> PyResult<Self> {
         let path = cli::resolve_model(py, &model)?;
         let (target, kind) = (parse_device(device)?, parse_dtype(dtype)?);
-        let inner = enter(py, || {
+        let generator = enter(py, || {
             set_threads(threads)?;
             let generator = Generator::open(&path, target, kind)?;
             Ok(match annotations {
@@ -73,14 +74,20 @@ impl PyGenerator {
                 None => generator,
             })
         })?;
-        let model = inner.model();
+        let model = generator.model();
+        let names = |table: &CategoryTable| {
+            let list = table.categories();
+            list.iter().map(|c| c.name.clone()).collect()
+        };
         Ok(Self {
             device: device.to_owned(),
             dtype: dtype.to_owned(),
             path: model.path.clone(),
             weights: model.id.weights.clone(),
             factor: model.vae.factor(),
-            inner: Arc::new(Mutex::new(inner)),
+            categories: generator.categories().map(names),
+            scheduler: model.scheduler.clone(),
+            generator: Exclusive::new(generator),
         })
     }
 
@@ -117,9 +124,7 @@ impl PyGenerator {
     /// Names of the categories that may be asked for; None where any may.
     #[getter]
     fn categories(&self) -> Option<Vec<String>> {
-        let inner = self.inner.lock();
-        let table = inner.categories()?;
-        Some(table.categories().iter().map(|c| c.name.clone()).collect())
+        self.categories.clone()
     }
 
     /// The whole recipe that these values stand for on this model, as a dict: the paper's
@@ -134,8 +139,8 @@ impl PyGenerator {
         recipe: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let own = recipe_values(recipe)?;
-        let text = enter(py, || {
-            let recipe = self.inner.lock().recipe(&own)?;
+        let text = self.generator.enter(py, |generator| {
+            let recipe = generator.recipe(&own)?;
             serde_json::to_string(&recipe).map_err(|e| Error::backend("recipe", e))
         })?;
         py.import("json")?.call_method1("loads", (text,))
@@ -189,15 +194,14 @@ impl PyGenerator {
             return_attention,
             progress,
         };
-        enter(py, || {
-            let generator = self.inner.lock();
+        self.generator.enter(py, |generator| {
             let recipe = generator.recipe(&own)?;
             let canvases = categories
                 .iter()
                 .zip(&seeds)
                 .map(|(names, &seed)| generator.canvas(&recipe, names, seed))
                 .collect::<Result<Vec<_>>>()?;
-            call.run(&generator, &recipe, &canvases, noise.as_ref())
+            call.run(generator, &recipe, &canvases, noise.as_ref())
         })
     }
 
@@ -251,8 +255,7 @@ impl PyGenerator {
             return_attention,
             progress,
         };
-        let made = enter(py, || {
-            let generator = self.inner.lock();
+        let made = self.generator.enter(py, |generator| {
             let recipe = generator.recipe(&own)?;
             let regions = regions
                 .into_iter()
@@ -268,7 +271,7 @@ impl PyGenerator {
                 regions,
                 seed,
             };
-            call.run(&generator, &recipe, &[canvas], noise.as_ref())
+            call.run(generator, &recipe, &[canvas], noise.as_ref())
         })?;
         made.into_iter()
             .next()
@@ -285,7 +288,9 @@ impl PyGenerator {
         py: Python<'_>,
         prompt: &str,
     ) -> PyResult<(Vec<i64>, Vec<(usize, usize)>)> {
-        let tokens = enter(py, || self.inner.lock().model().tokenizer.encode(prompt))?;
+        let tokens = self
+            .generator
+            .enter(py, |generator| generator.model().tokenizer.encode(prompt))?;
         let ends = |r: Range<usize>| (r.start, r.end);
         Ok((tokens.ids, tokens.offsets.into_iter().map(ends).collect()))
     }
@@ -378,8 +383,7 @@ impl PyGenerator {
     ) -> PyResult<Vec<f64>> {
         let kind = scheduler.map(SchedulerKind::from_name).transpose()?;
         enter(py, || {
-            let inner = self.inner.lock();
-            let scheduler = Scheduler::new(&inner.model().scheduler, kind, steps)?;
+            let scheduler = Scheduler::new(&self.scheduler, kind, steps)?;
             Ok(scheduler.timesteps().to_vec())
         })
     }
@@ -407,10 +411,7 @@ impl PyGenerator {
         noises: Option<PyReadonlyArrayDyn<'py, f32>>,
     ) -> PyResult<Vec<FloatArray<'py>>> {
         let kind = scheduler.map(SchedulerKind::from_name).transpose()?;
-        let mut scheduler = {
-            let inner = self.inner.lock();
-            Scheduler::new(&inner.model().scheduler, kind, steps)?
-        };
+        let mut scheduler = Scheduler::new(&self.scheduler, kind, steps)?;
         let noises = noises.as_ref().map(|n| to_tensor(&read_array(n)));
         let mut sample = to_tensor(&read_array(&noise)) * scheduler.init_noise_sigma();
         let mut out = Vec::new();
@@ -445,7 +446,8 @@ impl PyGenerator {
         what: &str,
         work: impl FnOnce(&crate::mosaic::Model) -> Result<T> + Send,
     ) -> PyResult<T> {
-        enter(py, || self.inner.lock().with_model(what, work))
+        self.generator
+            .enter(py, |generator| generator.with_model(what, work))
     }
 }
 
