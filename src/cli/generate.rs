@@ -11,8 +11,8 @@ use super::overlay::Overlay;
 use super::progress::Bars;
 use crate::dataset::record::{IMAGES, MASKS, OVERLAYS};
 use crate::dataset::{
-    Aliases, CategoryTable, ExportFormat, ExportOptions, Exporter, InstanceRecord,
-    MosaicRecord, RECORD_FORMAT, RegionRecord, write_beside,
+    ExportFormat, ExportOptions, Exporter, InstanceRecord, MosaicRecord, RECORD_FORMAT,
+    RegionRecord, write_beside,
 };
 use crate::error::{Error, Result};
 use crate::mosaic::{
@@ -96,24 +96,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
         tch::set_num_threads(threads);
     }
     let model = context.model(&args.model)?;
-    let mut generator = Generator::open(
+    let generator = Generator::open(
         &model,
         parse_device(&args.device)?,
         parse_dtype(&args.dtype)?,
-    )?;
-    let aliases = Aliases::collect(&args.aliases)?;
-    if let Some(path) = &args.annotations {
-        generator = generator.with_categories(CategoryTable::read(path)?, &aliases)?;
-    } else if !args.aliases.is_empty() {
-        let Some(own) = generator.categories().cloned() else {
-            return Err(Error::value(
-                "--aliases",
-                "--annotations with it: the model has no categories of its own",
-                "none",
-            ));
-        };
-        generator = generator.with_categories(own, &aliases)?;
-    }
+    )?
+    .for_dataset(args.annotations.as_deref(), &args.aliases)?;
     let recipe = generator.recipe(&own_values(args)?)?;
     let categories = category_names(&generator, &args.categories)?;
     let canvases = (0..args.count)

@@ -110,6 +110,27 @@ impl Generator {
         Ok(self.with_vocabulary(categories, vocabulary))
     }
 
+    /// As [`Generator::with_categories`], with what the user names: the categories of an annotation
+    /// file (those of the model where there is none), and aliases ([`Aliases::collect`]).
+    ///
+    /// # Errors
+    /// Those of the two; [`Error::Value`] for aliases without any category table.
+    pub fn for_dataset(self, annotations: Option<&Path>, aliases: &[String]) -> Result<Self> {
+        let table = match (annotations, &self.trained) {
+            (Some(path), _) => CategoryTable::read(path)?,
+            (None, _) if aliases.is_empty() => return Ok(self),
+            (None, Some(own)) => own.clone(),
+            (None, None) => {
+                return Err(Error::value(
+                    "aliases",
+                    "annotations with them: the model does not list its categories",
+                    "no category table",
+                ));
+            }
+        };
+        self.with_categories(table, &Aliases::collect(aliases)?)
+    }
+
     /// As [`Generator::with_categories`], with a vocabulary that was made before.
     #[must_use]
     pub fn with_vocabulary(
