@@ -116,9 +116,11 @@ impl Generator {
     /// # Errors
     /// Those of the two; [`Error::Value`] for aliases without any category table.
     pub fn for_dataset(self, annotations: Option<&Path>, aliases: &[String]) -> Result<Self> {
+        if annotations.is_none() && aliases.is_empty() {
+            return Ok(self);
+        }
         let table = match (annotations, &self.trained) {
             (Some(path), _) => CategoryTable::read(path)?,
-            (None, _) if aliases.is_empty() => return Ok(self),
             (None, Some(own)) => own.clone(),
             (None, None) => {
                 return Err(Error::value(
