@@ -74,7 +74,7 @@ def open_bank(
     elif comm.get_local_rank() == 0:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            mosaicbank.Bank.create(path, classes.table(image_counts), **limits)
+            mosaicbank.Bank.create(path, classes.table(image_counts), "", **limits)
             logger.warning(
                 "mosaicbank: made an empty bank in %s; training runs on real data until an "
                 "engine fills it",
