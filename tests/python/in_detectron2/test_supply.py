@@ -17,9 +17,8 @@ from detectron2.data import MetadataCatalog
 import mosaicbank
 from mosaicbank.detectron2 import build_mosaic_train_loader, mosaic_hooks
 from mosaicbank.detectron2.hooks import start_engine
+from shared_data import shared
 
-SHARED = Path(os.environ.get("MOSAICBANK_SHARED", Path(__file__).parents[4] / "shared"))
-COCO = SHARED / "data" / "coco100"
 # Those of COCO's 80 categories that the embedded model was trained on.
 DRAWABLE = (
     "bicycle", "airplane", "elephant", "backpack", "umbrella", "banana", "apple", "carrot",
@@ -49,12 +48,8 @@ def engine(bank, draws, **more):
 @pytest.fixture
 def coco(cfg):
     """A config for coco100 with an empty bank, and the names of the classes."""
-    if not COCO.is_dir():
-        pytest.skip(
-            f"no {COCO}: put 100 annotated COCO images there (train.json and images/), or set "
-            "MOSAICBANK_SHARED to a folder that has data/coco100"
-        )
-    name = made.register("mosaicbank_coco100", COCO / "train.json")
+    path = shared("coco100/train.json")
+    name = made.register("mosaicbank_coco100", path)
     metadata = MetadataCatalog.get(name)
     ids = {c: i for i, c in metadata.thing_dataset_id_to_contiguous_id.items()}
     names = list(metadata.thing_classes)
