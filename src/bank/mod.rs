@@ -25,6 +25,7 @@ pub mod format;
 pub mod fuzzing;
 pub mod import;
 mod index;
+mod limits;
 mod lmdb_pages;
 mod reader;
 mod table;
@@ -43,6 +44,7 @@ pub use board::{Demand, DemandBoard};
 pub use codec::Codec;
 pub use format::{InstanceRecord, MosaicRecord};
 pub use index::Kind;
+pub use limits::{LimitChanges, Limits};
 pub use reader::{Choice, Drawn, Stock};
 pub use uses::UseCounts;
 pub use verify::{BadRecord, VerifyReport};
@@ -80,28 +82,6 @@ pub struct Category {
     pub image_count: Option<u64>,
 }
 
-/// What keeps a bank from growing for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Most bytes of records; 0 is unlimited.
-    pub max_bytes: u64,
-    /// Most mosaics and most instances listed per category; 0 is unlimited.
-    pub max_per_category: u64,
-    /// A record that was used this often is retired; 0 is never.
-    pub max_uses: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_bytes: 64 << 30,
-            max_per_category: 1000,
-            max_uses: 0,
-        }
-    }
-}
-
 /// What `bank.toml` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BankInfo {
@@ -118,7 +98,7 @@ pub struct BankInfo {
     /// The recipe, as text, for people; empty when there is none.
     #[serde(default)]
     pub recipe: String,
-    /// The limits.
+    /// The limits that it had when it was read; see [`Bank::limits`].
     #[serde(default)]
     pub limits: Limits,
     /// The category table, sorted by id.
@@ -165,7 +145,11 @@ impl BankInfo {
                 ));
             }
             last = Some(c.id);
+            if let Some(images) = c.image_count {
+                limits::fits(&format!("category {:?}: image_count", c.name), images)?;
+            }
         }
+        self.limits.validate()?;
         if self.categories.is_empty() {
             return Err(Error::value("categories", "at least one", "none"));
         }
@@ -235,6 +219,7 @@ impl BankInfo {
 pub struct Bank {
     dir: PathBuf,
     info: BankInfo,
+    limits: limits::LiveLimits,
     env: env::EnvUser,
     board: Option<DemandBoard>,
     uses: Option<UseCounts>,
@@ -371,6 +356,7 @@ impl Bank {
             })?;
         Ok(Self {
             dir: dir.canonicalize().map_err(|e| Error::io(dir, e))?,
+            limits: limits::LiveLimits::new(info.limits),
             info,
             env: user,
             board,
@@ -440,15 +426,6 @@ impl Bank {
     fn skip_page(&self, why: &str) {
         self.skipped.fetch_add(1, Ordering::Relaxed);
         tracing::warn!("skipping a damaged page: {why}");
-    }
-
-    /// Changes the limits of the bank.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when `bank.toml` cannot be written.
-    pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
-        self.info.limits = limits;
-        self.info.write(&self.dir)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::limits::LimitArgs;
 use crate::bank::{Bank, BankInfo, INFO_FILE};
 use crate::error::{Error, Result};
 
@@ -18,6 +19,8 @@ pub struct MergeBanksArgs {
     /// The banks that it comes from; they are only read
     #[arg(value_name = "BANK", required = true)]
     banks: Vec<PathBuf>,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// Runs the command.
@@ -32,13 +35,19 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
         .map(|path| Bank::open(path))
         .collect::<Result<Vec<_>>>()?;
     let out = if args.out.join(INFO_FILE).exists() {
-        Bank::open(&args.out)?
+        let out = Bank::open(&args.out)?;
+        args.limits.apply(&out)?;
+        out
     } else {
         let Some(first) = banks.first() else {
             return Err(Error::value("banks", "at least one", "none"));
         };
         let info = first.info();
-        let mut new = BankInfo::new(info.categories.clone(), &info.recipe, info.limits)?;
+        let mut new = BankInfo::new(
+            info.categories.clone(),
+            &info.recipe,
+            args.limits.over(info.limits),
+        )?;
         new.mosaic_codec = info.mosaic_codec;
         new.instance_codec = info.instance_codec;
         Bank::create(&args.out, new)?

@@ -18,6 +18,7 @@ pub mod folder;
 mod mark;
 pub mod merge;
 pub mod reader;
+pub mod vocabulary;
 mod webdataset;
 mod yolo;
 
@@ -31,5 +32,6 @@ pub use folder::Folder;
 pub use mark::SourceMark;
 pub use merge::{MergeReport, merge_files};
 pub use reader::{Annotation, Dataset, ImageEntry, RawCounts, ReadOptions, Segmentation};
+pub use vocabulary::{Alias, Aliases, Vocabulary, Words};
 pub use webdataset::write_webdataset;
 pub use yolo::{label_text, single_outline, write_yolo};

@@ -13,6 +13,7 @@ use rand::RngExt;
 use super::backend::{Backend, Finisher, Order};
 use super::control::Control;
 use super::plan::Batch;
+use super::planner::{Next, Planner, Report};
 use super::seeds::Seeds;
 use super::throttle::Throttle;
 use crate::bank::{Bank, MosaicRecord};
@@ -33,62 +34,6 @@ const MOST_RETRY: Duration = Duration::from_secs(10);
 const RETIRE: Duration = Duration::from_secs(60);
 /// Batches that cannot be labelled, one after the other, until the engine gives up.
 const MOST_FAILURES: u32 = 5;
-
-/// What became of one mosaic.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// Categories of its regions.
-    pub tried: Vec<u32>,
-    /// Those of its instances, each once.
-    pub kept: Vec<u32>,
-    /// Its instances.
-    pub instances: u64,
-    /// Records that had to go because the bank is full.
-    pub evicted: u64,
-}
-
-/// What the planner answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// Make these.
-    Make(Batch),
-    /// There is nothing to make now.
-    Wait,
-    /// There will be nothing to make.
-    Done,
-}
-
-/// A planner's part of the engine status.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Outlook {
-    /// Mosaics that every category should have.
-    pub target: u64,
-    /// Categories that are looked after.
-    pub categories: usize,
-    /// Those of them that have the target.
-    pub stocked: usize,
-    /// Mosaics that are missing.
-    pub missing: u64,
-}
-
-/// Says what to make.
-pub trait Planner {
-    /// The next batch of at most `most` mosaics; `coming` says how many mosaics of each category
-    /// are on their way.
-    ///
-    /// # Errors
-    /// Whatever makes it pointless to go on.
-    fn next(&mut self, bank: &Bank, coming: &[u64], most: usize) -> Result<Next>;
-
-    /// A mosaic was written, or came to nothing.
-    fn written(&mut self, report: &Report);
-
-    /// A denoising step is done.
-    fn step(&mut self, _done: usize, _all: usize) {}
-
-    /// Its part of the engine status.
-    fn outlook(&self) -> Outlook;
-}
 
 /// How the loop works.
 #[derive(Debug, Clone, Copy)]
