@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
@@ -282,6 +282,9 @@ fn disk_is_full(dir: &Path) -> bool {
 
 struct Entry {
     pid: u32,
+    /// Tells the banks that were in one directory one after another: the file of a new one may get
+    /// the inode of one that was removed and closed.
+    generation: u64,
     env: Arc<OpenEnv>,
     users: usize,
 }
@@ -300,6 +303,7 @@ static REGISTRY: Registry = Registry {
     map: UnsafeCell::new(None),
 };
 static AT_FORK: Once = Once::new();
+static GENERATIONS: AtomicU64 = AtomicU64::new(0);
 
 impl Registry {
     fn acquire(&self) {
@@ -367,6 +371,7 @@ unsafe fn close(entry: &Entry) {
 pub(super) struct EnvUser {
     dir: PathBuf,
     id: FileId,
+    generation: u64,
 }
 
 impl EnvUser {
@@ -386,8 +391,12 @@ impl EnvUser {
             close_replaced(map, &dir)?;
             let entry = current(map, &dir, fresh)?;
             entry.users += 1;
-            let id = entry.env.id;
-            Ok(Self { dir, id })
+            let (id, generation) = (entry.env.id, entry.generation);
+            Ok(Self {
+                dir,
+                id,
+                generation,
+            })
         })
     }
 
@@ -414,19 +423,24 @@ impl EnvUser {
             }
             Err(e) => return Err(Error::io(data, e)),
         }
-        let env = REGISTRY.with(|map| current(map, &self.dir, false).map(|e| e.env.clone()))?;
-        if env.id == self.id {
-            Ok(env)
-        } else {
-            replaced()
-        }
+        REGISTRY.with(|map| {
+            if map.get(&self.dir).map(|e| e.generation) != Some(self.generation) {
+                return replaced();
+            }
+            let entry = current(map, &self.dir, false)?;
+            if entry.generation != self.generation {
+                return replaced();
+            }
+            Ok(entry.env.clone())
+        })
     }
 }
 
 impl Drop for EnvUser {
     fn drop(&mut self) {
         REGISTRY.with(|map| {
-            let Some(entry) = map.get_mut(&self.dir).filter(|e| e.env.id == self.id) else {
+            let own = |entry: &&mut Entry| entry.generation == self.generation;
+            let Some(entry) = map.get_mut(&self.dir).filter(own) else {
                 return;
             };
             entry.users = entry.users.saturating_sub(1);
@@ -473,15 +487,24 @@ fn current<'m>(
     if map.get(dir).is_some_and(|e| e.pid != pid)
         && let Some(old) = map.remove(dir)
     {
-        before = Some((old.env.id, old.users));
+        before = Some((old.env.id, old.generation, old.users));
         // SAFETY: opened by another process, whose threads are not here.
         unsafe { close(&old) };
     }
     if !map.contains_key(dir) {
         let env = Arc::new(open_env(dir, fresh)?);
         // Users of a bank that was replaced are not users of this one.
-        let users = before.map_or(0, |(id, users)| if id == env.id { users } else { 0 });
-        map.insert(dir.to_path_buf(), Entry { pid, env, users });
+        let (generation, users) = match before {
+            Some((id, generation, users)) if id == env.id => (generation, users),
+            _ => (GENERATIONS.fetch_add(1, Ordering::Relaxed), 0),
+        };
+        let entry = Entry {
+            pid,
+            generation,
+            env,
+            users,
+        };
+        map.insert(dir.to_path_buf(), entry);
     }
     map.get_mut(dir)
         .ok_or_else(|| Error::backend("bank", "the table of environments lost an entry"))
