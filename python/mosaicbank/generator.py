@@ -14,7 +14,7 @@ from typing import Any, Optional
 import numpy as np
 import numpy.typing as npt
 
-#: The keys of a recipe, in the order of `src/config.rs`.
+#: The keys of a recipe, in the order of `src/recipe.rs`.
 RECIPE_KEYS = (
     "height",
     "width",
