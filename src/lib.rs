@@ -16,8 +16,9 @@
 //! | `text` | prompt to embedding | know the UNet |
 //! | `diffusion` | UNet, VAE, schedulers, the attention seam | know prompts or masks |
 //! | `mosaic` | layout, the denoising loop, capture, decode | write files |
-//! | [`mask`] | attention map to mask, on plain arrays | know any other stage |
-//! | [`instance`] | instances and where they came from | do anything |
+//! | [`mask`] | mask sources, refiners and checks, on plain arrays | know any other stage |
+//! | [`record`] | a mosaic's record: one type, its ids, its written forms | touch a file |
+//! | [`picture`] | PNG, masks drawn on pictures | know any stage |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
 //! | [`priority`] | how much a category is wanted, and whether it can be had | draw, write |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
@@ -25,6 +26,8 @@
 //! | [`engine`] | planner, worker, throttle | be needed by the trainer |
 //! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
 //! | [`cli`] | one file per subcommand | hold logic |
+//!
+//! Where new parts go, and how they are tested: `DESIGN.md`, beside `README.md`.
 //!
 //! `weights`, `text`, `diffusion` and `mosaic` exist with the cargo feature `engine` only, as does
 //! the part of [`engine`] that runs a model; nothing else links libtorch.
@@ -34,8 +37,6 @@ pub mod error;
 pub mod geometry;
 pub mod recipe;
 pub mod rng;
-// Categories in, annotations out.
-pub mod dataset;
 // Weights and the layers that the models share.
 #[cfg(feature = "engine")]
 mod nn;
@@ -50,10 +51,14 @@ pub mod diffusion;
 // Regions to a canvas, with the attention of each.
 #[cfg(feature = "engine")]
 pub mod mosaic;
-// Attention maps to masks.
+// Pictures and attention to masks and verdicts.
 pub mod mask;
 // What a mask becomes.
-pub mod instance;
+pub mod record;
+// Pictures of it, for people.
+pub mod picture;
+// Categories in, annotations out.
+pub mod dataset;
 // Instances on disk, beside the training run.
 pub mod bank;
 // How much each category is wanted, and which can be had.

@@ -37,3 +37,6 @@ pub mod backend;
 // The loop.
 #[cfg(feature = "engine")]
 pub mod worker;
+// Whether what is made again is the same.
+#[cfg(feature = "engine")]
+pub mod reproduce;

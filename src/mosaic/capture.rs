@@ -10,16 +10,7 @@ use tch::{Kind, Tensor};
 use crate::diffusion::{CrossAttention, Hook, Stage};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
-use crate::recipe::{AttentionParams, Block};
-
-/// The mean attention of one region at one resolution: over heads, layers and steps.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LevelMap {
-    /// Size of the feature map.
-    pub size: Size,
-    /// Row-major probabilities.
-    pub data: Vec<f32>,
-}
+use crate::mask::{Block, Captured, LevelMap, Reading};
 
 /// Sums of one resolution for all regions of a group.
 struct Level {
@@ -35,14 +26,14 @@ pub(super) struct GroupMaps {
     /// One weight per token, `[regions, 1, tokens, 1]`.
     selection: Tensor,
     regions: i64,
-    blocks: Vec<Block>,
+    reading: Reading,
 }
 
 impl GroupMaps {
     /// For regions whose latents have `size` and whose subjects stand at `positions` of prompts
     /// of `tokens`.
     pub(super) fn new(
-        params: &AttentionParams,
+        reading: Reading,
         size: Size,
         positions: &[Vec<usize>],
         tokens: usize,
@@ -50,8 +41,8 @@ impl GroupMaps {
     ) -> Self {
         let mut levels = BTreeMap::new();
         let (mut h, mut w) = (size.height, size.width);
-        for level in 0..=params.levels.iter().copied().max().unwrap_or(0) {
-            if params.levels.contains(&level) {
+        for level in 0..=reading.levels.iter().copied().max().unwrap_or(0) {
+            if reading.levels.contains(&level) {
                 let size = Size::new(h, w);
                 levels.insert(
                     level,
@@ -79,7 +70,7 @@ impl GroupMaps {
             levels,
             selection: Tensor::from_slice(&selection).view(shape).to_device(device),
             regions: positions.len() as i64,
-            blocks: params.blocks.clone(),
+            reading,
         }
     }
 
@@ -90,7 +81,7 @@ impl GroupMaps {
             Stage::Up => Block::Up,
         };
         let size = Size::new(layer.height as u32, layer.width as u32);
-        if !self.blocks.contains(&block) {
+        if !self.reading.blocks.contains(&block) {
             return;
         }
         let Some(level) = self.levels.values_mut().find(|l| l.size == size) else {
@@ -121,7 +112,7 @@ impl GroupMaps {
     ///
     /// # Errors
     /// [`Error::Value`] when no layer matched the recipe's blocks and levels.
-    pub(super) fn finish(self) -> Result<Vec<Vec<LevelMap>>> {
+    pub(super) fn finish(self) -> Result<Vec<Captured>> {
         let mut regions: Vec<Vec<LevelMap>> = vec![Vec::new(); self.regions as usize];
         for level in self.levels.into_values() {
             let Some(sum) = level.sum else { continue };
@@ -142,19 +133,28 @@ impl GroupMaps {
         }
         if regions.iter().any(Vec::is_empty) {
             return Err(Error::value(
-                "recipe, key \"attention\"",
+                "recipe, key \"masks\", a reading of attention",
                 "blocks and levels at which the UNet has cross-attention",
-                format!("{:?}, where it has none", self.blocks),
+                format!(
+                    "{:?} at levels {:?}, where it has none",
+                    self.reading.blocks, self.reading.levels
+                ),
             ));
         }
-        Ok(regions)
+        Ok(regions
+            .into_iter()
+            .map(|levels| Captured {
+                reading: self.reading.clone(),
+                levels,
+            })
+            .collect())
     }
 }
 
-/// The hook of one UNet call: stops when asked to, and reads attention when there are maps.
+/// The hook of one UNet call: stops when asked to, and reads attention into each reading's maps.
 pub(super) struct Watch<'a> {
     pub check: &'a mut dyn FnMut() -> Result<()>,
-    pub maps: Option<&'a mut GroupMaps>,
+    pub maps: &'a mut [GroupMaps],
 }
 
 impl Hook for Watch<'_> {
@@ -163,7 +163,7 @@ impl Hook for Watch<'_> {
     }
 
     fn cross_attention(&mut self, layer: &CrossAttention<'_>) {
-        if let Some(maps) = &mut self.maps {
+        for maps in &mut *self.maps {
             maps.add(layer);
         }
     }

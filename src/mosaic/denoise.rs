@@ -8,13 +8,14 @@ use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor};
 
 use super::canvas::{Canvas, Region};
-use super::capture::{GroupMaps, LevelMap, Watch};
+use super::capture::{GroupMaps, Watch};
 use super::model::Model;
 use super::window;
 use crate::diffusion::{Context, Hook, Scheduler};
 use crate::error::{Error, Result};
 use crate::geometry::{LatentBox, Size};
-use crate::recipe::{Recipe, SubjectTokens};
+use crate::mask::{Captured, SubjectTokens};
+use crate::recipe::Recipe;
 use crate::rng;
 
 /// A decoded canvas with the attention of its regions.
@@ -24,8 +25,8 @@ pub struct Denoised {
     pub rgb: Vec<u8>,
     /// Pixels.
     pub size: Size,
-    /// For each region its maps by resolution; empty without capture.
-    pub attention: Vec<Vec<LevelMap>>,
+    /// For each region the recipe's readings; `None` without capture: it is not to be labelled.
+    pub captured: Option<Vec<Vec<Captured>>>,
     /// Why the picture cannot be used.
     pub problem: Option<String>,
 }
@@ -67,7 +68,8 @@ struct Group {
     guidance: Option<Tensor>,
     /// For models that take guidance as an input.
     embedded_guidance: f64,
-    maps: Option<GroupMaps>,
+    /// One for each of the recipe's readings; none without capture.
+    maps: Vec<GroupMaps>,
 }
 
 /// Standard normal noise `[1, channels, h, w]`, float32, from the seed alone.
@@ -132,28 +134,28 @@ pub(super) fn run(
         (controls.step)(i + 1 - first, steps - first);
     }
 
-    let mut attention: Vec<Vec<Vec<LevelMap>>> = canvases
+    let mut captured: Vec<Vec<Vec<Captured>>> = canvases
         .iter()
         .map(|c| vec![Vec::new(); c.regions.len()])
         .collect();
     for group in groups {
-        if let Some(maps) = group.maps {
-            for ((c, r), levels) in group.members.into_iter().zip(maps.finish()?) {
-                attention[c][r] = levels;
+        for maps in group.maps {
+            for (&(c, r), one) in group.members.iter().zip(maps.finish()?) {
+                captured[c][r].push(one);
             }
         }
     }
     let mut out = Vec::with_capacity(canvases.len());
-    for ((canvas, run), attention) in canvases.iter().zip(&running).zip(attention) {
+    for ((canvas, run), captured) in canvases.iter().zip(&running).zip(captured) {
         let mut watch = Watch {
             check: &mut *controls.check,
-            maps: None,
+            maps: &mut [],
         };
         let (rgb, problem) = decode(model, &run.latents, &mut watch)?;
         out.push(Denoised {
             rgb,
             size: canvas.size,
-            attention,
+            captured: controls.capture.then_some(captured),
             problem,
         });
     }
@@ -254,7 +256,7 @@ fn picture_latent(
     let pixels = pixels.to_kind(Kind::Float) / 127.5 - 1.0;
     let mut watch = Watch {
         check: &mut *controls.check,
-        maps: None,
+        maps: &mut [],
     };
     let latent = model.vae.encode(&pixels, &mut watch)?;
     let free = (steps as f64 * image.strength).round() as usize;
@@ -353,22 +355,27 @@ fn group(
                     .view([-1, 1, 1, 1])
                     .to_device(model.device)
             });
-            let maps = if controls.capture {
-                let positions = regions
-                    .iter()
-                    .map(|r| subject_positions(model, recipe, r))
-                    .collect::<Result<Vec<_>>>()?;
-                let size = Size::new(height, width);
-                Some(GroupMaps::new(
-                    &recipe.attention,
-                    size,
-                    &positions,
-                    model.tokenizer.length(),
-                    model.device,
-                ))
+            let readings = if controls.capture {
+                recipe.readings()
             } else {
-                None
+                Vec::new()
             };
+            let maps = readings
+                .into_iter()
+                .map(|reading| {
+                    let positions = regions
+                        .iter()
+                        .map(|r| subject_positions(model, reading.subject, r))
+                        .collect::<Result<Vec<_>>>()?;
+                    Ok(GroupMaps::new(
+                        reading,
+                        Size::new(height, width),
+                        &positions,
+                        model.tokenizer.length(),
+                        model.device,
+                    ))
+                })
+                .collect::<Result<_>>()?;
             groups.push(Group {
                 members: members.to_vec(),
                 context: model.unet.context(&embeddings)?,
@@ -381,11 +388,15 @@ fn group(
     Ok(groups)
 }
 
-fn subject_positions(model: &Model, recipe: &Recipe, region: &Region) -> Result<Vec<usize>> {
+fn subject_positions(
+    model: &Model,
+    read: SubjectTokens,
+    region: &Region,
+) -> Result<Vec<usize>> {
     let subject = &region.subject;
     let tokens = model.tokenizer.encode(&subject.prompt)?;
     let mut positions = tokens.positions(&subject.span);
-    if recipe.attention.subject == SubjectTokens::Last {
+    if read == SubjectTokens::Last {
         positions = positions.split_off(positions.len().saturating_sub(1));
     }
     if positions.is_empty() {
@@ -431,7 +442,7 @@ fn predict(
         .unwrap_or_default();
     let mut watch = Watch {
         check: &mut *controls.check,
-        maps: group.maps.as_mut(),
+        maps: &mut group.maps,
     };
     let output = model.unet.forward(
         &input,

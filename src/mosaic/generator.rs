@@ -2,21 +2,22 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::canvas::{Canvas, Region};
 use super::denoise::{self, Controls, Denoised};
 use super::guard;
-use super::label::{self, Mosaic};
+use super::label::{self, Labelled, MadeBy};
 use super::layout::Layout;
-use super::model::{Model, ModelId};
+use super::model::{Model, device_kind, dtype_name};
 use super::prompt::Subject;
 use crate::dataset::{Aliases, CategoryTable, Vocabulary};
 use crate::diffusion::Scheduler;
 use crate::error::{Error, Result};
+use crate::mask::Tools;
 use crate::recipe::Recipe;
+use crate::record::RecordId;
 use crate::rng;
 
 /// The file in a model directory that lists the categories it was trained on.
@@ -234,7 +235,7 @@ impl Generator {
     ///
     /// # Errors
     /// As [`Recipe::hash`].
-    pub fn mosaic_id(&self, recipe: &Recipe, canvas: &Canvas) -> Result<String> {
+    pub fn mosaic_id(&self, recipe: &Recipe, canvas: &Canvas) -> Result<RecordId> {
         Ok(label::mosaic_id(&self.model.id, &recipe.hash()?, canvas))
     }
 
@@ -282,14 +283,20 @@ impl Generator {
         recipe: &Recipe,
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         self.labeller().label(recipe, canvases, denoised)
     }
 
     /// The CPU's part of the work alone, for a thread of its own beside the device's.
     pub fn labeller(&self) -> Labeller {
         Labeller {
-            model: self.model.id.clone(),
+            made_by: MadeBy {
+                model: self.model.id.clone(),
+                device: device_kind(self.model.device),
+                dtype: dtype_name(self.model.kind),
+                threads: tch::get_num_threads().max(0) as u32,
+            },
+            tools: Tools::default(),
         }
     }
 
@@ -304,7 +311,7 @@ impl Generator {
         init_noise: Option<&[Tensor]>,
         options: Options,
         progress: &mut Progress<'_>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         let denoised = self.denoise(recipe, canvases, init_noise, options, progress)?;
         self.label(recipe, canvases, denoised)
     }
@@ -325,10 +332,18 @@ impl Generator {
 /// What labels the decoded canvases of one generator; holds no part of the model.
 #[derive(Debug, Clone)]
 pub struct Labeller {
-    model: ModelId,
+    made_by: MadeBy,
+    tools: Tools,
 }
 
 impl Labeller {
+    /// The same labeller with what the recipe's mask sources, refiners and checks may borrow.
+    #[must_use]
+    pub fn with_tools(mut self, tools: Tools) -> Self {
+        self.tools = tools;
+        self
+    }
+
     /// As [`Generator::label`].
     ///
     /// # Errors
@@ -338,15 +353,15 @@ impl Labeller {
         recipe: &Recipe,
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
-    ) -> Result<Vec<Mosaic>> {
-        let recipe_hash = recipe.hash()?;
-        canvases
-            .par_iter()
-            .zip(denoised)
-            .map(|(canvas, denoised)| {
-                label::label(&self.model, recipe, &recipe_hash, canvas, denoised)
-            })
-            .collect()
+    ) -> Result<Vec<Labelled>> {
+        label::label(
+            &self.made_by,
+            recipe,
+            &recipe.hash()?,
+            canvases,
+            denoised,
+            &self.tools,
+        )
     }
 }
 

@@ -4,21 +4,22 @@
 mod canvas;
 mod capture;
 mod denoise;
+mod examine;
 mod generator;
 mod guard;
 mod label;
 mod layout;
 mod model;
+mod planned;
 mod prompt;
 mod window;
 
 pub use canvas::{Canvas, Region, RegionImage};
-pub use capture::LevelMap;
 pub use denoise::Denoised;
 pub use generator::{
     Generator, Labeller, Options, Progress, choose_categories, regions_per_call,
 };
-pub use label::{Mosaic, RegionResult};
+pub use label::{Labelled, RegionMaps};
 pub use layout::{Layout, Part};
 pub use model::{Model, ModelId, device_kind, dtype_name, parse_device, parse_dtype};
 pub use prompt::Subject;
