@@ -14,8 +14,9 @@
 //! | [`dataset`] | LVIS/COCO JSON in, export and merge out | touch pixels |
 //! | `weights` | strict safetensors loading | know an architecture |
 //! | `text` | prompt to embedding | know the UNet |
-//! | `diffusion` | UNet, VAE, schedulers, the attention seam | know prompts or masks |
-//! | `mosaic` | layout, the denoising loop, capture, decode | write files |
+//! | `diffusion` | UNet, VAE, schedulers, attention events | know prompts or masks |
+//! | `family` | one file per generator family: text stack, denoiser, latent space | step a scheduler |
+//! | `mosaic` | layout, the denoising loop, capture, decode, labels | know a family, write files |
 //! | [`mask`] | attention map to mask, on plain arrays | know any other stage |
 //! | [`instance`] | instances and where they came from | do anything |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
@@ -24,7 +25,7 @@
 //! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
 //! | [`cli`] | one file per subcommand | hold logic |
 //!
-//! `weights`, `text`, `diffusion` and `mosaic` exist with the cargo feature `engine` only, as does
+//! `weights`, `text`, `diffusion`, `family` and `mosaic` exist with the cargo feature `engine` only, as does
 //! the part of [`engine`] that runs a model; nothing else links libtorch.
 
 pub mod error;
@@ -45,6 +46,9 @@ pub mod text;
 // Embedding and noise to latents, latents to pixels.
 #[cfg(feature = "engine")]
 pub mod diffusion;
+// The networks of a model behind one seam.
+#[cfg(feature = "engine")]
+pub mod family;
 // Regions to a canvas, with the attention of each.
 #[cfg(feature = "engine")]
 pub mod mosaic;

@@ -14,7 +14,7 @@ use super::layout::Layout;
 use super::model::{Model, ModelId};
 use super::prompt::Subject;
 use crate::dataset::CategoryTable;
-use crate::diffusion::Scheduler;
+use crate::diffusion::Observer;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 use crate::rng;
@@ -22,7 +22,7 @@ use crate::rng;
 /// The file in a model directory that lists the categories it was trained on.
 const CATEGORIES: &str = "categories.json";
 
-/// Regions per UNet call, when nobody says otherwise. On a CPU feature maps that leave its caches
+/// Regions per denoiser call, when nobody says otherwise. On a CPU feature maps that leave its caches
 /// cost more than calls do (`benches/diffusion_vs_diffusers.py`: two regions take 12 % less time
 /// than four at the embedded model's size).
 pub const fn regions_per_call(device: Device) -> usize {
@@ -37,7 +37,7 @@ pub const fn regions_per_call(device: Device) -> usize {
 pub struct Options {
     /// Whether attention is read; without it there are no masks and no instances.
     pub capture: bool,
-    /// Regions per UNet call at most (twice that with guidance); as suits the device when absent.
+    /// Regions per denoiser call at most (twice that with guidance); as suits the device when absent.
     pub batch: Option<usize>,
 }
 
@@ -107,7 +107,7 @@ impl Generator {
     /// scheduler.
     pub fn recipe(&self, own: &Map<String, Value>) -> Result<Recipe> {
         let recipe = Recipe::resolve(&self.model.recommended, own)?;
-        Scheduler::new(&self.model.scheduler, recipe.scheduler, recipe.steps)?;
+        self.model.scheduler(recipe.scheduler, recipe.steps)?;
         Ok(recipe)
     }
 
@@ -154,7 +154,7 @@ impl Generator {
                 format!("{}: {}", categories.len(), categories.join(", ")),
             ));
         }
-        let layout = Layout::draw(recipe, self.model.vae.factor(), layout_seed)?;
+        let layout = Layout::draw(recipe, self.model.space().multiple(), layout_seed)?;
         let regions = layout
             .parts
             .iter()
@@ -195,6 +195,23 @@ impl Generator {
         options: Options,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<Denoised>> {
+        self.denoise_observed(recipe, canvases, init_noise, options, progress, &mut [])
+    }
+
+    /// As [`Generator::denoise`], with `observers` that see the attention of every denoiser call.
+    /// They change nothing, nor does their number.
+    ///
+    /// # Errors
+    /// As [`Generator::denoise`]; those of the observers.
+    pub fn denoise_observed(
+        &self,
+        recipe: &Recipe,
+        canvases: &[Canvas],
+        init_noise: Option<&[Tensor]>,
+        options: Options,
+        progress: &mut Progress<'_>,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Vec<Denoised>> {
         if init_noise.is_some_and(|n| n.len() != canvases.len()) {
             return Err(Error::value(
                 "init_noise",
@@ -207,6 +224,7 @@ impl Generator {
                 check: &mut *progress.check,
                 step: &mut *progress.step,
                 capture: options.capture,
+                observers: observers.iter_mut().map(|o| &mut **o as _).collect(),
                 batch: options
                     .batch
                     .unwrap_or_else(|| regions_per_call(self.model.device)),

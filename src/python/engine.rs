@@ -18,8 +18,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::{check_interrupt, enter};
 use crate::dataset::CategoryTable;
-use crate::diffusion::{Hook, Scheduler};
 use crate::error::{Error, Result};
+use crate::family::TextEmbedding;
 use crate::geometry::{PixelBox, Size};
 use crate::instance::Instance;
 use crate::mosaic::{
@@ -64,12 +64,6 @@ impl Signals {
         }
         self.last = Instant::now();
         check_interrupt()
-    }
-}
-
-impl Hook for Signals {
-    fn check(&mut self) -> Result<()> {
-        Signals::check(self)
     }
 }
 
@@ -191,7 +185,7 @@ impl PyGenerator {
             dtype: dtype.to_owned(),
             path: model.path.clone(),
             weights: model.id.weights.clone(),
-            factor: model.vae.factor(),
+            factor: model.space().factor,
             inner: Arc::new(Mutex::new(inner)),
         })
     }
@@ -397,7 +391,7 @@ impl PyGenerator {
         py: Python<'_>,
         prompt: &str,
     ) -> PyResult<(Vec<i64>, Vec<(usize, usize)>)> {
-        let tokens = enter(py, || self.inner.lock().model().tokenizer.encode(prompt))?;
+        let tokens = enter(py, || self.inner.lock().model().tokens(prompt))?;
         let ends = |r: Range<usize>| (r.start, r.end);
         Ok((tokens.ids, tokens.offsets.into_iter().map(ends).collect()))
     }
@@ -412,7 +406,7 @@ impl PyGenerator {
     ) -> PyResult<FloatArray<'py>> {
         let (shape, data) = self.with_model(py, "encoding prompts", |model| {
             let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
-            from_tensor(&model.embed(&prompts, clip_skip)?)
+            from_tensor(&model.embed(&prompts, clip_skip)?.sequence)
         })?;
         to_array(py, shape, data)
     }
@@ -435,14 +429,14 @@ impl PyGenerator {
     ) -> PyResult<FloatArray<'py>> {
         let (latents, embeddings) = (read_array(&latents), read_array(&embeddings));
         let (shape, data) = self.with_model(py, "running the UNet", |model| {
-            let context = model.unet.context(&to_tensor(&embeddings))?;
-            let hook = &mut Signals::new();
+            let mut signals = Signals::new();
+            let text = TextEmbedding {
+                sequence: to_tensor(&embeddings),
+                pooled: None,
+            };
             let latents = to_tensor(&latents);
-            from_tensor(
-                &model
-                    .unet
-                    .forward(&latents, timestep, guidance, &context, hook)?,
-            )
+            let check = &mut || signals.check();
+            from_tensor(&model.predict(&latents, timestep, text, guidance, check)?)
         })?;
         to_array(py, shape, data)
     }
@@ -455,11 +449,8 @@ impl PyGenerator {
     ) -> PyResult<FloatArray<'py>> {
         let latents = read_array(&latents);
         let (shape, data) = self.with_model(py, "decoding", |model| {
-            from_tensor(
-                &model
-                    .vae
-                    .decode(&to_tensor(&latents), &mut Signals::new())?,
-            )
+            let mut signals = Signals::new();
+            from_tensor(&model.decode(&to_tensor(&latents), &mut || signals.check())?)
         })?;
         to_array(py, shape, data)
     }
@@ -472,7 +463,8 @@ impl PyGenerator {
     ) -> PyResult<FloatArray<'py>> {
         let pixels = read_array(&pixels);
         let (shape, data) = self.with_model(py, "encoding", |model| {
-            from_tensor(&model.vae.encode(&to_tensor(&pixels), &mut Signals::new())?)
+            let mut signals = Signals::new();
+            from_tensor(&model.encode(&to_tensor(&pixels), &mut || signals.check())?)
         })?;
         to_array(py, shape, data)
     }
@@ -491,7 +483,7 @@ impl PyGenerator {
         let kind = scheduler.map(SchedulerKind::from_name).transpose()?;
         enter(py, || {
             let inner = self.inner.lock();
-            let scheduler = Scheduler::new(&inner.model().scheduler, kind, steps)?;
+            let scheduler = inner.model().scheduler(kind, steps)?;
             Ok(scheduler.timesteps().to_vec())
         })
     }
@@ -521,7 +513,7 @@ impl PyGenerator {
         let kind = scheduler.map(SchedulerKind::from_name).transpose()?;
         let mut scheduler = {
             let inner = self.inner.lock();
-            Scheduler::new(&inner.model().scheduler, kind, steps)?
+            inner.model().scheduler(kind, steps)?
         };
         let noises = noises.as_ref().map(|n| to_tensor(&read_array(n)));
         let mut sample = to_tensor(&read_array(&noise)) * scheduler.init_noise_sigma();
