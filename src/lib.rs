@@ -21,7 +21,8 @@
 //! | [`instance`] | instances and where they came from | do anything |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
-//! | [`engine`] | planner, worker, throttle, heartbeat | be needed by the trainer |
+//! | [`status`] | what each engine says about itself, and whether it is alive | link libtorch |
+//! | [`engine`] | planner, worker, throttle | be needed by the trainer |
 //! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
 //! | [`cli`] | one file per subcommand | hold logic |
 //!
@@ -62,6 +63,8 @@ pub mod bank;
 pub mod sampler;
 // Bank instances on real images.
 pub mod paste;
+// What engines say about themselves.
+pub mod status;
 // New mosaics on demand, beside the training.
 pub mod engine;
 // A bank on one page, for people.

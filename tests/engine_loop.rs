@@ -16,11 +16,10 @@ use bank_common::{new_bank, rectangle};
 use mosaicbank::bank::{Bank, Kind, MosaicRecord};
 use mosaicbank::engine::backend::{Backend, Finisher, MadeBy, Order, mirror, record_of};
 use mosaicbank::engine::control::{Control, set_paused};
-use mosaicbank::engine::heartbeat::{Heartbeat, State};
 use mosaicbank::engine::plan::Odds;
 use mosaicbank::engine::planner::{OnDemand, Prewarm};
 use mosaicbank::engine::seeds::Seeds;
-use mosaicbank::engine::worker::{Planner, Settings, StatusWriter, run};
+use mosaicbank::engine::worker::{Planner, Settings, run};
 use mosaicbank::geometry::{PixelBox, Size};
 use mosaicbank::instance::{Instance, Provenance};
 use mosaicbank::mask::Verdict;
@@ -28,6 +27,7 @@ use mosaicbank::mosaic::{
     Canvas, Denoised, Layout, Mosaic, Progress, Region, RegionResult, Subject,
 };
 use mosaicbank::recipe::Recipe;
+use mosaicbank::status::{EngineStatus, State, StatusWriter};
 use mosaicbank::{Error, Result};
 
 const STEPS: usize = 3;
@@ -231,22 +231,22 @@ fn odds(odds: [f64; 3]) -> Odds {
     Odds::new(odds).unwrap()
 }
 
-/// Runs the loop to its end; what it returned, and its last heartbeat.
+/// Runs the loop to its end; what it returned, and its last status.
 fn make(
     bank: &Bank,
     fake: &Fake,
     source: &mut dyn Planner,
     settings: Settings,
-) -> (Result<()>, Heartbeat) {
+) -> (Result<()>, EngineStatus) {
     let status = StatusWriter::start(bank.path(), "test", || false).unwrap();
     let never = || false;
     let control = Control::new(bank.path(), &never);
     let mut seeds = Seeds::new(bank.path(), None);
     let out = run(fake, bank, source, &mut seeds, &control, settings, &status);
     status.end(&out);
-    let beat = status.set(|b| b.clone());
+    let beat = status.update(|b| b.clone());
     assert_eq!(
-        Heartbeat::read(&beat.path(bank.path())).unwrap().state,
+        EngineStatus::read(&beat.path(bank.path())).unwrap().state,
         beat.state
     );
     (out, beat)
@@ -543,7 +543,7 @@ fn nothing_is_made_while_the_bank_says_pause() {
         let (bank, fake) = (&bank, &fake);
         let engine =
             scope.spawn(move || make(bank, fake, &mut prewarm(bank, &[3, 3]), settings(1)).0);
-        let state = |dir: &Path| Heartbeat::read_all(dir).unwrap().pop().map(|b| b.state);
+        let state = |dir: &Path| EngineStatus::read_all(dir).unwrap().pop().map(|b| b.state);
         while state(bank.path()) != Some(State::Paused) {
             std::thread::sleep(Duration::from_millis(5));
         }

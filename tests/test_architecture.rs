@@ -30,10 +30,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mask", &[]),
     ("instance", &["mask"]),
     ("bank", &["instance", "mask"]),
-    ("sampler", &["bank", "instance", "dataset"]),
+    ("sampler", &["bank", "instance", "dataset", "status"]),
     ("paste", &["bank", "instance", "mask"]),
+    ("status", &["dataset"]),
     ("engine", &["*"]),
-    ("report", &["bank", "mask"]),
+    ("report", &["bank", "mask", "status"]),
     ("cli", &["*"]),
     ("python", &["*"]),
 ];

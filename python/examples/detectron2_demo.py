@@ -32,7 +32,6 @@ from detectron2.engine import HookBase
 
 import mosaicbank
 from mosaicbank.detectron2.config import add_mosaic_config
-from mosaicbank.detectron2.hooks import engine_heartbeats
 from mosaicbank.detectron2.pictures import picture_of, title_of
 from mosaicbank.detectron2.sample import INFO, SampleInfo
 from mosaicbank.detectron2.trainer import MosaicTrainer
@@ -185,8 +184,7 @@ def report(trainer: MosaicTrainer, bank: mosaicbank.Bank, before: dict[str, Any]
     )
     pasted = collections.Counter(names[p["category"]] for i in infos for p in i["pasted"])
     after = bank.stats()
-    beats = engine_heartbeats(Path(str(bank.path)))
-    engines = [b for b in beats if b.get("command") == "engine"]
+    engines = [s for s in mosaicbank.engine_status(bank.path) if s.command == "engine"]
     share = counts.mosaics / max(1, counts.samples)
     say(f"samples      {counts.samples}, of which {counts.mosaics} mosaics ({share:.0%})")
     say(f"mosaics for  {_listed(mosaics)}")
@@ -198,13 +196,13 @@ def report(trainer: MosaicTrainer, bank: mosaicbank.Bank, before: dict[str, Any]
         f"bank         {before['mosaics']} mosaics and {before['instances']} instances before, "
         f"{after['mosaics']} and {after['instances']} after"
     )
-    for b in engines:
+    for s in engines:
         say(
-            f"engine       made {b.get('mosaics', 0)} mosaics with {b.get('instances', 0)} "
-            f"instances meanwhile, {b.get('rejected', 0)} regions rejected; now {b.get('state')}"
-            + (f"; last error: {b['last_error']['message']}" if b.get("last_error") else "")
+            f"engine       made {s.mosaics} mosaics with {s.instances} instances meanwhile, "
+            f"{s.rejected} regions rejected; now {s.state}"
+            + (f"; last error: {s.last_error}" if s.last_error else "")
         )
-        if not b.get("mosaics"):
+        if not s.mosaics:
             say("             (the machine was too busy: more --iterations give it more time)")
     if not engines:
         say("engine       none was seen; the training ran without")

@@ -1,7 +1,7 @@
 """mosaicbank: an online, training-time augmenter for instance segmentation.
 
-Importing this package imports neither torch nor the diffusion engine: the names below come from
-the extension modules when they are first used.
+Importing this package imports neither torch nor the diffusion engine: the names below are loaded
+from the extension modules on first use.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from mosaicbank._core import Bank as Bank
     from mosaicbank._core import BankInstance as BankInstance
     from mosaicbank._core import BankMosaic as BankMosaic
+    from mosaicbank._core import EngineStatus as EngineStatus
     from mosaicbank._core import MosaicSampler as MosaicSampler
     from mosaicbank._core import PasteResult as PasteResult
     from mosaicbank._core import __version__ as __version__
     from mosaicbank._core import class_arrays as class_arrays
     from mosaicbank._core import decode_index as decode_index
     from mosaicbank._core import draw_mosaic as draw_mosaic
+    from mosaicbank._core import engine_status as engine_status
     from mosaicbank._core import paste as paste
     from mosaicbank._core import repeat_factors as repeat_factors
     from mosaicbank._engine import Generator as Generator
@@ -29,17 +31,19 @@ if TYPE_CHECKING:
     from mosaicbank._engine import RegionResult as RegionResult
     from mosaicbank.engine import EngineHandle as EngineHandle
 
-# Public names that come from an extension module when they are first used.
+# Public names that are loaded from an extension module on first use.
 _CORE = frozenset(
     {
         "Bank",
         "BankInstance",
         "BankMosaic",
+        "EngineStatus",
         "MosaicSampler",
         "PasteResult",
         "class_arrays",
         "decode_index",
         "draw_mosaic",
+        "engine_status",
         "paste",
         "repeat_factors",
         "__version__",
@@ -52,6 +56,7 @@ __all__ = [
     "BankInstance",
     "BankMosaic",
     "EngineHandle",
+    "EngineStatus",
     "Generator",
     "Instance",
     "Mosaic",
@@ -64,6 +69,7 @@ __all__ = [
     "class_arrays",
     "decode_index",
     "draw_mosaic",
+    "engine_status",
     "paste",
     "repeat_factors",
 ]

@@ -1,7 +1,7 @@
 """The console command ``mosaicbank``.
 
-The commands are Rust (``src/cli``). All that happens here is the choice of the extension module:
-the commands that run the diffusion model are in ``_engine``, which needs torch in the process.
+The commands are written in Rust (``src/cli``). This module only chooses the extension module:
+commands that run the diffusion model are in ``_engine``, which needs torch in the process.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: the arguments without the program's name; None: those of this process.
 
     Returns:
-        The status of the Rust command; 2 when a command needs the diffusion engine and it is
-        not installed; 130 after Ctrl-C.
+        The status of the Rust command; 2 if a command needs the diffusion engine and it is not
+        installed; 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

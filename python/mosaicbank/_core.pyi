@@ -12,9 +12,11 @@ import numpy.typing as npt
 from typing_extensions import disjoint_base
 
 __all__ = [
+    "ENGINE_STATES",
     "Bank",
     "BankInstance",
     "BankMosaic",
+    "EngineStatus",
     "MosaicSampler",
     "PasteResult",
     "SamplerIterator",
@@ -26,6 +28,7 @@ __all__ = [
     "dataset_merge",
     "decode_index",
     "draw_mosaic",
+    "engine_status",
     "main",
     "mask_aggregate",
     "mask_bilateral_solve",
@@ -64,6 +67,8 @@ _Rng = Union[None, int, np.random.Generator, np.random.RandomState, random.Rando
 _OneCategory = Union[str, int]
 _Blend = Literal["hard", "alpha", "gaussian", "poisson"]
 _MaskFormat = Literal["bool", "rle", "polygons", "arrays"]
+
+ENGINE_STATES: Final[tuple[str, ...]]
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line and return its exit status.
@@ -230,6 +235,163 @@ class BankInstance:
 
 def draw_mosaic(bank: Bank, category: _OneCategory, rng: _Rng = None) -> Optional[BankMosaic]:
     """The least used mosaic of a category, its use counted and the demand board kept."""
+
+@final
+class EngineStatus:
+    """What one engine of a bank says about itself, as read from its status file."""
+
+    @property
+    def id(self) -> str:
+        """Unique among the engines of the bank."""
+
+    @property
+    def command(self) -> str:
+        """ "engine" or "prewarm"."""
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+
+    @property
+    def host(self) -> str:
+        """Host name."""
+
+    @property
+    def version(self) -> str:
+        """Version of mosaicbank."""
+
+    @property
+    def started(self) -> float:
+        """When it started, seconds since 1970."""
+
+    @property
+    def time(self) -> float:
+        """When it wrote this, seconds since 1970."""
+
+    @property
+    def model(self) -> str:
+        """Name of the model's directory; empty until the model is loaded."""
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 of the model's weights; empty until the model is loaded."""
+
+    @property
+    def device(self) -> str:
+        """Device and dtype."""
+
+    @property
+    def batch(self) -> int:
+        """Mosaics per batch."""
+
+    @property
+    def duty(self) -> float:
+        """Share of the device's time that it may use, above 0 and at most 1."""
+
+    @property
+    def measured_duty(self) -> Optional[float]:
+        """Share that it used over the last minute of work; None before."""
+
+    @property
+    def idle_share(self) -> Optional[float]:
+        """Share of the time in which the device waited although there was work; None before any."""
+
+    @property
+    def mosaics(self) -> int:
+        """Mosaics written."""
+
+    @property
+    def instances(self) -> int:
+        """Instances written."""
+
+    @property
+    def regions(self) -> int:
+        """Regions generated."""
+
+    @property
+    def rejected(self) -> int:
+        """Regions that gave no instance."""
+
+    @property
+    def dropped(self) -> int:
+        """Mosaics with unusable pixels, or that could not be labelled."""
+
+    @property
+    def dropped_seeds(self) -> list[int]:
+        """Seeds of the latest dropped mosaics."""
+
+    @property
+    def mosaics_per_second(self) -> float:
+        """Mosaics per second over the last minute."""
+
+    @property
+    def instances_per_second(self) -> float:
+        """Instances per second over the last minute."""
+
+    @property
+    def target(self) -> int:
+        """Unused mosaics to keep per category."""
+
+    @property
+    def categories(self) -> int:
+        """Number of categories that it keeps stocked."""
+
+    @property
+    def stocked(self) -> int:
+        """Number of those that have the target."""
+
+    @property
+    def missing(self) -> int:
+        """Mosaics short of the target, over all categories."""
+
+    @property
+    def coming(self) -> list[tuple[int, int]]:
+        """Mosaics in progress: (category index, count)."""
+
+    @property
+    def peak_memory(self) -> Optional[int]:
+        """Peak resident memory, bytes; None where the system does not report it."""
+
+    @property
+    def halved(self) -> int:
+        """Times that the batch was halved because the device ran out of memory."""
+
+    @property
+    def errors(self) -> int:
+        """Number of errors."""
+
+    @property
+    def state(self) -> str:
+        """One of ENGINE_STATES, as seen from this machine: "dead" if the engine ended without
+        saying so."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it was running when the file was read."""
+
+    @property
+    def last_error(self) -> Optional[str]:
+        """The latest error's message; None without errors."""
+
+    @property
+    def last_error_time(self) -> Optional[float]:
+        """When that error occurred, seconds since 1970; None without errors."""
+
+    @property
+    def history(self) -> list[tuple[float, int, int, int, int]]:
+        """Totals over the run, oldest first: (time, mosaics, instances, regions, rejected)."""
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds per stage of the loop: plan, denoise, rest, wait, label, write, idle."""
+
+def engine_status(bank: _Path) -> list[EngineStatus]:
+    """The status of every engine that has worked on the bank in the directory ``bank``, oldest
+    first. Status files that cannot be read are skipped.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
 
 @final
 class SamplerIterator:

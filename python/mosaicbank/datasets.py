@@ -1,4 +1,4 @@
-"""Annotation files: categories in, LVIS or COCO files out, merged training files.
+"""Annotation files: read categories, export LVIS or COCO files, merge training files.
 
 The commands ``mosaicbank export`` and ``mosaicbank merge`` do the same from a shell.
 """
@@ -51,16 +51,16 @@ class MergeReport(NamedTuple):
 
     images: int
     annotations: int
-    #: Synthetic images that were in the file already, and were not added again.
+    #: Synthetic images that were already in the file and were not added again.
     already: int
-    #: By category name: images and instances added.
+    #: Images and instances added, by category name.
     categories: dict[str, tuple[int, int]]
 
 
 def read_categories(path: _Path) -> list[Category]:
     """The categories of an LVIS or COCO annotation file, or of a bare JSON list of categories.
 
-    Counts and frequencies that the file lacks are taken from its annotations.
+    Counts and frequencies that are missing from the file are computed from its annotations.
     """
     return [Category(*c) for c in _core.dataset_categories(path)]
 
@@ -68,7 +68,7 @@ def read_categories(path: _Path) -> list[Category]:
 def find_category(path: _Path, name: str) -> Category:
     """The category with this name or synonym; case, and ``_`` for a space, do not matter.
 
-    Raises ``KeyError``, with suggestions, when there is none or several share the synonym.
+    Raises ``KeyError`` with suggestions if there is none, or if several share the synonym.
     """
     return Category(*_core.dataset_find_category(path, name))
 
@@ -83,10 +83,10 @@ def export(
 ) -> ExportReport:
     """Write an annotation file for a folder of mosaics.
 
-    ``categories`` is the training set's annotation file; without it, names and ids are those of
-    the mosaics. ``format`` is ``lvis`` or ``coco``. ``masks`` is ``rle`` (exact) or ``polygons``
+    ``categories`` is the training set's annotation file; without it, names and ids come from the
+    mosaics. ``format`` is ``lvis`` or ``coco``. ``masks`` is ``rle`` (exact) or ``polygons``
     (holes filled): Detectron2's ``load_lvis_json`` and ``INPUT.MASK_FORMAT: polygon`` take
-    polygons only. ``image_folder`` is the pictures' folder below the training run's image root.
+    polygons only. ``image_folder`` is the images' folder relative to the training run's image root.
     """
     return ExportReport(*_core.dataset_export(folder, out, categories, format, masks, image_folder))
 
@@ -94,7 +94,7 @@ def export(
 def merge(train: _Path, synthetic: Sequence[_Path], out: _Path) -> MergeReport:
     """Merge exported files into a training annotation file; ``out`` may be ``train``.
 
-    The training file's records are copied as they stand. Synthetic images that it holds already
-    are recognised and not added again.
+    The training file's records are copied unchanged. Synthetic images that it already holds are
+    recognized and not added again.
     """
     return MergeReport(*_core.dataset_merge(train, list(synthetic), out))

@@ -7,9 +7,9 @@ nothing waits: the child is started, restarted and read from a daemon thread.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +18,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+from mosaicbank import _loader
+
+if TYPE_CHECKING:
+    from mosaicbank._core import EngineStatus
 
 __all__ = ["EngineHandle"]
 
@@ -136,8 +141,8 @@ class EngineHandle:
 
         Returns:
             ``state``: ``starting``, ``running``, ``restarting``, ``failed`` (given up) or
-            ``stopped``; ``pid``; ``restarts``; ``last_error``; ``log``; ``engine``: what the
-            engine says of itself in the bank (state, rates, stock, rejects, ...), or None.
+            ``stopped``; ``pid``; ``restarts``; ``last_error``; ``log``; ``engine``: the engine's
+            own :class:`mosaicbank.EngineStatus` (state, rates, stock, rejects, ...), or None.
         """
         return {
             "state": self._state,
@@ -145,7 +150,7 @@ class EngineHandle:
             "restarts": self._restarts,
             "last_error": self._error,
             "log": str(self._log),
-            "engine": self._heartbeat(),
+            "engine": self._engine_status(),
         }
 
     @property
@@ -195,20 +200,15 @@ class EngineHandle:
     def _pause_file(self) -> Path:
         return self._bank / "pause"
 
-    def _heartbeat(self) -> Optional[dict[str, Any]]:
-        """The newest file that our engine wrote."""
-        newest: Optional[dict[str, Any]] = None
-        pid = self._pid
-        if pid is None:
-            return None
+    def _engine_status(self) -> Optional[EngineStatus]:
+        """The status of the process that this handle started last."""
+        pid, host = self._pid, socket.gethostname()
         try:
-            for path in self._bank.glob(f"engine-*-{pid}-*.json"):
-                beat = json.loads(path.read_text(encoding="utf-8"))
-                if newest is None or beat["time"] > newest["time"]:
-                    newest = beat
-        except (OSError, ValueError, KeyError, TypeError):
+            found: list[EngineStatus] = _loader.core().engine_status(self._bank)
+        except OSError:  # The bank is yet to be made.
             return None
-        return newest
+        own = (status for status in found if (status.pid, status.host) == (pid, host))
+        return max(own, key=lambda status: status.time, default=None)
 
     # --- the thread --------------------------------------------------------------------------
 

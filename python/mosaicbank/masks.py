@@ -2,9 +2,9 @@
 
 Arrays are row-major ``[height, width]``; boxes are ``(x0, y0, x1, y1)`` in pixels with
 ``x1`` and ``y1`` exclusive. An RLE is the dictionary of COCO's annotation files,
-``{"size": [height, width], "counts": ...}``; what these functions return has compressed counts
-as ``str`` (ready for JSON, and for ``pycocotools``), what they take may have ``str``, ``bytes``
-or a list of runs. Bad input raises ``ValueError`` and says what was expected.
+``{"size": [height, width], "counts": ...}``. These functions return compressed counts as ``str``
+(ready for JSON and ``pycocotools``), and accept ``str``, ``bytes`` or a list of runs. Bad input
+raises ``ValueError`` and says what was expected.
 """
 
 import json
@@ -83,7 +83,7 @@ def _rle_out(parts: tuple[int, int, str]) -> RLE:
 
 
 def rle_encode(mask: npt.ArrayLike) -> RLE:
-    """COCO's compressed RLE of a mask ``[height, width]``; whatever is not 0 is foreground."""
+    """COCO's compressed RLE of a mask ``[height, width]``; every value except 0 is foreground."""
     return _rle_out(_core.mask_rle_encode(_bytes(mask)))
 
 
@@ -93,24 +93,24 @@ def rle_decode(rle: Mapping[str, Any]) -> "npt.NDArray[np.bool_]":
 
 
 def rle_area(rle: Mapping[str, Any]) -> int:
-    """Number of foreground positions."""
+    """Number of foreground pixels."""
     return _core.mask_rle_facts(_rle_in(rle))[0]
 
 
 def rle_box(rle: Mapping[str, Any]) -> Optional[Box]:
-    """The tight box around the foreground, ``None`` when there is none."""
+    """The tight box around the foreground; ``None`` for an empty mask."""
     return _core.mask_rle_facts(_rle_in(rle))[1]
 
 
 def rle_counts(rle: Mapping[str, Any]) -> list[int]:
-    """The plain runs, background first, down the columns."""
+    """The uncompressed run lengths in column order, background first."""
     return _core.mask_rle_facts(_rle_in(rle))[2]
 
 
 def rle_from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> RLE:
     """The union of COCO polygons, each a flat ``[x0, y0, x1, y1, ...]`` of at least six numbers.
 
-    The same mask, bit for bit, as ``pycocotools`` draws.
+    Gives the same mask, bit for bit, as ``pycocotools``.
     """
     return _rle_out(_core.mask_rle_from_polygons(polygons, height, width))
 
@@ -118,13 +118,13 @@ def rle_from_polygons(polygons: Sequence[Sequence[float]], height: int, width: i
 def rle_to_polygons(rle: Mapping[str, Any]) -> list[list[float]]:
     """The outer outline of each 4-connected component; holes are filled.
 
-    :func:`rle_from_polygons` gives a mask without holes back exactly.
+    :func:`rle_from_polygons` is the exact inverse for masks without holes.
     """
     return _core.mask_rle_to_polygons(_rle_in(rle))
 
 
 def rle_merge(rles: Sequence[Mapping[str, Any]], intersect: bool = False) -> RLE:
-    """The union (or the intersection) of at least one RLE, all of one size."""
+    """The union (or the intersection) of one or more RLEs of the same size."""
     if not rles:
         raise ValueError("rles: expected at least one, got none")
     first, *rest = (_rle_in(r) for r in rles)
@@ -132,30 +132,30 @@ def rle_merge(rles: Sequence[Mapping[str, Any]], intersect: bool = False) -> RLE
 
 
 def rle_iou(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    """Intersection over union of two masks of one size, 0 when both are empty."""
+    """Intersection over union of two masks of the same size; 0 if both are empty."""
     return _core.mask_rle_iou(_rle_in(a), _rle_in(b))
 
 
 def components(mask: npt.ArrayLike) -> tuple["npt.NDArray[np.uint32]", list[Component]]:
     """The 4-connected components of a mask ``[height, width]``.
 
-    Returns labels, uint32 ``[height, width]`` with 0 for background, and the components in the
-    order of their first positions in row order; ``items[i].label == i + 1``.
+    Returns labels, uint32 ``[height, width]`` with 0 for background, and the components, ordered by
+    their first pixel in row order; ``items[i].label == i + 1``.
     """
     labels, items = _core.mask_components(_bytes(mask))
     return labels, [Component(i + 1, area, box) for i, (area, box) in enumerate(items)]
 
 
 class Solution(NamedTuple):
-    """What :func:`bilateral_solve` found, and how."""
+    """The result of :func:`bilateral_solve`, with solver statistics."""
 
     #: float32 ``[height, width]``, on the target's scale.
     map: "npt.NDArray[np.float32]"
-    #: Vertices of the picture's bilateral grid.
+    #: Vertices of the image's bilateral grid.
     vertices: int
     #: Iterations of conjugate gradients.
     iterations: int
-    #: Norm of the last residual, as a share of the right hand side's.
+    #: Norm of the last residual relative to that of the right-hand side.
     residual: float
 
 
@@ -189,14 +189,14 @@ def aggregate_attention(
 
 
 def resize_bicubic(map: npt.ArrayLike, height: int, width: int) -> "npt.NDArray[np.float32]":
-    """A map resized as torch's ``interpolate(mode="bicubic", align_corners=False)`` does."""
+    """Resize a map like torch's ``interpolate(mode="bicubic", align_corners=False)``."""
     return _core.mask_resize_bicubic(_floats(map, "map"), height, width)
 
 
 def otsu_threshold(values: npt.ArrayLike) -> int:
-    """Otsu's threshold of uint8 values of any shape, as OpenCV's ``THRESH_OTSU`` decides.
+    """Otsu's threshold of uint8 values of any shape, equal to OpenCV's ``THRESH_OTSU``.
 
-    Foreground is above it.
+    Values above it are foreground.
     """
     array = np.asarray(values)
     if array.dtype != np.uint8:
@@ -207,7 +207,8 @@ def otsu_threshold(values: npt.ArrayLike) -> int:
 def threshold_map(map: npt.ArrayLike, fixed: Optional[float] = None) -> "npt.NDArray[np.bool_]":
     """The mask, bool ``[height, width]``, of a map in 0..1.
 
-    By Otsu's threshold on ``uint8(255 * map)``, or where the map is above ``fixed``.
+    A pixel is foreground if it is above Otsu's threshold of ``uint8(255 * map)``, or above
+    ``fixed`` if that is given.
     """
     return _core.mask_threshold(_floats(map, "attention map"), fixed).view(np.bool_)
 
@@ -237,10 +238,12 @@ def bilateral_solve(
 def refine_mask(
     mask: npt.ArrayLike, rgb: npt.ArrayLike, **params: float
 ) -> "npt.NDArray[np.bool_]":
-    """The refined mask, bool ``[height, width]``: twice (``passes``) the bilateral solver with
-    the target 255 inside the mask, divided by its maximum, above ``threshold`` (0.5).
+    """Refine a mask with the bilateral solver; returns bool ``[height, width]``.
 
-    ``rgb`` is the picture under the mask, uint8 ``[height, width, 3]``; ``params`` as in
-    :func:`bilateral_solve`, with ``passes`` and ``threshold``.
+    The solver runs ``passes`` times (2). The first target is 255 inside the mask; the result,
+    divided by its maximum, is foreground above ``threshold`` (0.5).
+
+    ``rgb`` is the image, uint8 ``[height, width, 3]``. ``params`` are those of
+    :func:`bilateral_solve`, and ``passes`` and ``threshold``.
     """
     return _core.mask_refine(_bytes(mask), _picture(rgb), json.dumps(params)).view(np.bool_)

@@ -8,8 +8,8 @@ Typical use::
     dataset = MosaicDataset(my_dataset, bank, from_mosaic=detection_target, seed=1)
     loader = DataLoader(dataset, batch_size=8, sampler=sampler, num_workers=4)
 
-Everything that is drawn for an index depends on the seed and the index's place in the stream,
-never on the worker that happens to draw it.
+What is drawn for an index depends only on the seed and the index's place in the stream, never on
+the worker that draws it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 def _seed(seed: int, key: int) -> int:
-    """A seed of its own for each place in the stream (splitmix64's mixing)."""
+    """A separate seed for each place in the stream (the mixing function of splitmix64)."""
     z = (seed * 0x9E3779B97F4A7C15 + key + 0x9E3779B97F4A7C15) & _MASK_64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK_64
@@ -37,16 +37,16 @@ def _seed(seed: int, key: int) -> int:
 
 
 class Sampler(_core.MosaicSampler, torch_data.Sampler[int]):
-    """:class:`mosaicbank.MosaicSampler` that is a ``torch.utils.data.Sampler``, as some trainers
-    insist. Same arguments."""
+    """:class:`mosaicbank.MosaicSampler` as a ``torch.utils.data.Sampler``, which some trainers
+    require. It takes the same arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # All is done by __new__; torch's own __init__ has nothing to add.
+        # __new__ does all the work; torch's __init__ is not needed.
         pass
 
 
 def detection_target(mosaic: _core.BankMosaic) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A mosaic as torchvision's detection models take it.
+    """Convert a mosaic to the input of torchvision's detection models.
 
     Returns ``(image, target)``: float32 ``[3, H, W]`` in 0..1, and ``boxes`` (float32 ``[N, 4]``,
     x0 y0 x1 y1), ``labels`` (int64 ``[N]``, the bank's class indices), ``masks`` (uint8
@@ -62,16 +62,16 @@ def detection_target(mosaic: _core.BankMosaic) -> tuple[torch.Tensor, dict[str, 
 
 
 class MosaicDataset(torch_data.Dataset[Any]):
-    """A map-style dataset that also answers slots.
+    """A map-style dataset that also resolves the sampler's mosaic slots.
 
     ``dataset``: any map-style dataset with a length. ``bank``: an open bank, or its path.
-    ``from_mosaic``: makes a sample of a :class:`mosaicbank.BankMosaic`, in the form that
-    ``dataset`` gives its own (default: :func:`detection_target`). ``transform``: called as
-    ``transform(sample, seed=...)`` with a seed of the sample's own, or as ``transform(sample)``
-    when ``pass_seed`` is false. ``seed``: the sampler's, usually.
+    ``from_mosaic``: converts a :class:`mosaicbank.BankMosaic` to a sample in the form of
+    ``dataset``'s own (default: :func:`detection_target`). ``transform``: called as
+    ``transform(sample, seed=...)`` with the sample's own seed, or as ``transform(sample)`` if
+    ``pass_seed`` is false. ``seed``: usually the sampler's.
 
-    A slot for which the bank has nothing becomes a real sample, drawn by the slot's seed, and
-    raises the category's demand.
+    If the bank has nothing for a slot, the slot becomes a real sample, drawn with the slot's seed,
+    and the category's demand rises.
     """
 
     def __init__(
@@ -113,14 +113,14 @@ class MosaicDataset(torch_data.Dataset[Any]):
 
 
 class PasteTransform:
-    """Pastes bank instances on an ``(image, target)`` sample; called as torchvision's transforms.
+    """Pastes bank instances on an ``(image, target)`` sample; called like torchvision's transforms.
 
     ``image``: uint8 ``[3, H, W]`` or float ``[3, H, W]`` in 0..1 (a tensor or
-    ``tv_tensors.Image``), or a PIL image; it comes back in its kind. ``target``: ``boxes``
+    ``tv_tensors.Image``), or a PIL image; the result has the same type. ``target``: ``boxes``
     (``[N, 4]``, x0 y0 x1 y1), ``labels`` (``[N]``; ``label_offset`` is subtracted to get the
     bank's class), ``masks`` (``[N, H, W]``). Other entries with one row per object are filtered
-    like the objects, and left out when something was pasted; ``source`` (uint8 ``[M]``) says what
-    was pasted. ``p``: probability of pasting at all. ``options``: those of
+    like the objects, and dropped if something was pasted; ``source`` (uint8 ``[M]``) marks what was
+    pasted. ``p``: probability of pasting. ``options``: those of
     :func:`mosaicbank.paste`.
     """
 
@@ -189,7 +189,7 @@ class PasteTransform:
 
 
 def _like(old: Any, new: torch.Tensor) -> torch.Tensor:
-    """``new`` with the dtype of ``old``, and its tv_tensors class where it has one."""
+    """``new`` with the dtype of ``old`` and, if it has one, its tv_tensors class."""
     if not isinstance(old, torch.Tensor):
         return new
     new = new.to(old.dtype)
@@ -202,7 +202,7 @@ def _like(old: Any, new: torch.Tensor) -> torch.Tensor:
 
 
 def _to_array(image: Any) -> tuple[np.ndarray[Any, Any], Callable[[Any], Any]]:
-    """``uint8 [H, W, 3]``, and the way back to the image's own kind."""
+    """The image as ``uint8 [H, W, 3]``, and a function that converts back to its type."""
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"image: expected [3, H, W], got {list(image.shape)}")
@@ -224,6 +224,6 @@ def _to_array(image: Any) -> tuple[np.ndarray[Any, Any], Callable[[Any], Any]]:
 
 
 def collate(batch: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
-    """Lists of images and targets, as torchvision's detection models take them."""
+    """Lists of images and targets, the input of torchvision's detection models."""
     images, targets = zip(*batch)
     return list(images), list(targets)

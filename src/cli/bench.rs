@@ -13,7 +13,6 @@ use super::engine::{MakeArgs, Work};
 use crate::bank::{Bank, Choice};
 use crate::dataset::write_beside;
 use crate::engine::backend::{Backend, ModelBackend, Order};
-use crate::engine::heartbeat::{Heartbeat, State};
 use crate::engine::plan::{Batch, REGION_COUNTS};
 use crate::engine::seeds::Seeds;
 use crate::engine::worker::{Next, Outlook, Planner, Report, run as run_loop};
@@ -23,6 +22,7 @@ use crate::mosaic::Progress;
 use crate::paste::{PasteOptions, paste};
 use crate::rng;
 use crate::sampler::{SamplerConfig, State as StreamState, Stream};
+use crate::status::{EngineStatus, State, process};
 
 /// The Python that runs the command: the engine alongside is started with it.
 const PYTHON: &str = "MOSAICBANK_PYTHON";
@@ -177,15 +177,15 @@ fn generation(
     };
     // Prompts are embedded and memory is taken the first time.
     make(work.settings.batch as u64)?;
-    let before = work.status.set(|b| b.clone());
+    let before = work.status.update(|b| b.clone());
     let begin = Instant::now();
     make(args.mosaics)?;
     let time = begin.elapsed().as_secs_f64();
-    let after = work.status.set(|b| b.clone());
-    let share = |f: fn(&Heartbeat) -> f64| (f(&after) - f(&before)) / time;
+    let after = work.status.update(|b| b.clone());
+    let share = |f: fn(&EngineStatus) -> f64| (f(&after) - f(&before)) / time;
     let instances = after.instances - before.instances;
     let call = one_call(args, work, backend)?;
-    let peak = Heartbeat::peak_memory();
+    let peak = process::peak_memory();
     let mut rows = Rows::new();
     let per_second = args.mosaics as f64 / time;
     row(
@@ -463,8 +463,8 @@ impl Engine {
             .map_err(|e| Error::io(Path::new(&python), e))
     }
 
-    fn beat(&self, bank: &Bank) -> Option<Heartbeat> {
-        Heartbeat::read_all(bank.path())
+    fn beat(&self, bank: &Bank) -> Option<EngineStatus> {
+        EngineStatus::read_all(bank.path())
             .ok()?
             .into_iter()
             .rfind(|b| b.pid == self.0.id())

@@ -15,9 +15,10 @@ use crate::engine::demand;
 use crate::engine::plan::{Odds, REGION_COUNTS};
 use crate::engine::planner::OnDemand;
 use crate::engine::seeds::Seeds;
-use crate::engine::worker::{Settings, StatusWriter, run as run_loop};
+use crate::engine::worker::{Settings, run as run_loop};
 use crate::error::{Error, Result};
 use crate::mosaic::{Generator, parse_device, parse_dtype, regions_per_call};
+use crate::status::StatusWriter;
 
 /// Mosaics made at once where nobody says otherwise: a GPU wants more work than a CPU.
 const BATCH_ON_CPU: usize = 1;
@@ -119,7 +120,7 @@ pub(super) fn run(args: &EngineArgs, context: &Context) -> Result<()> {
         let drawable = work.drawable()?;
         let wanted = demand::choose(&work.bank, &args.categories, &drawable)?;
         let backend = load_backend()?;
-        let id = work.status.set(|b| b.id.clone());
+        let id = work.status.update(|b| b.id.clone());
         let mut source = OnDemand::new(&work.bank, wanted, args.target, work.odds, &id)
             .with_drawable(drawable);
         let mut seeds = Seeds::new(work.bank.path(), args.make.seed);
@@ -138,7 +139,7 @@ pub(super) fn run(args: &EngineArgs, context: &Context) -> Result<()> {
     })
 }
 
-/// A bank, a heartbeat and settings: what has to stand before the model is loaded, so that a model
+/// A bank, a status writer and settings: what has to stand before the model is loaded, so that a model
 /// that does not load shows in the status.
 pub(super) struct Work<'a> {
     args: &'a MakeArgs,
@@ -180,7 +181,7 @@ impl<'a> Work<'a> {
         let model = context.model(&args.model)?;
         let bank = open_or_create(dir, &model, table.as_ref(), &own)?;
         let status = StatusWriter::start(bank.path(), command, stopped)?;
-        status.set(|b| b.device = format!("{}, {}", args.device, args.dtype));
+        status.update(|b| b.device = format!("{}, {}", args.device, args.dtype));
         let batch = args.batch.map_or_else(
             || {
                 if args.device.starts_with("cuda") {
@@ -208,7 +209,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Runs `work`, which gets a function that loads the model, and says in the heartbeat how it
+    /// Runs `work`, which gets a function that loads the model, and records in the status how it
     /// ended.
     pub(super) fn run(
         &self,
@@ -255,7 +256,7 @@ impl<'a> Work<'a> {
         let table = prompt_table(&self.bank, &sources)?;
         let generator = generator.with_categories(table);
         let id = generator.model().id.clone();
-        self.status.set(|b| {
+        self.status.update(|b| {
             b.model = id.name;
             b.weights = id.weights;
         });
@@ -333,7 +334,7 @@ fn own_values(args: &MakeArgs) -> Result<Map<String, Value>> {
 
 /// For the end of a command: what was made.
 pub(super) fn summary(status: &StatusWriter) -> String {
-    status.set(|b| {
+    status.update(|b| {
         let share = 100.0 * b.rejected as f64 / b.regions.max(1) as f64;
         format!(
             "{} mosaics, {} instances, {share:.0} % of {} regions rejected",

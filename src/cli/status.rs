@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use super::context::{catch_stop, check_stop};
 use crate::bank::Bank;
 use crate::engine::control::{PAUSE_FILE, set_paused};
-use crate::engine::heartbeat::{Heartbeat, now};
 use crate::error::{Error, Result};
 use crate::report::{EngineFacts, Moment};
+use crate::status::{EngineStatus, now};
 
 /// Columns of every line.
 const WIDTH: usize = 80;
@@ -96,27 +96,16 @@ fn print(bank: &Bank, args: &StatusArgs, over: bool) -> Result<()> {
     }
 }
 
-/// What an engine is doing, also when it can no longer say so itself.
-fn state(engine: &Heartbeat) -> &'static str {
-    if engine.is_alive() || engine.state.is_final() {
-        engine.state.name()
-    } else if engine.state == crate::engine::heartbeat::State::Stopping {
-        "stopped"
-    } else {
-        "dead"
-    }
-}
-
 /// What the engines of a bank say of themselves, for its figures.
 pub(super) fn engine_facts(bank: &Bank) -> Result<Vec<EngineFacts>> {
-    let facts = |e: Heartbeat| {
+    let facts = |e: EngineStatus| {
         let mut history = e.history.clone();
         // The file itself is the last moment that is known of.
         if history.last().is_some_and(|m| m.time < e.time) {
             history.push(e.moment(e.time));
         }
         EngineFacts {
-            state: state(&e).into(),
+            state: e.observed().name().into(),
             started: e.started,
             time: e.time,
             target: e.target,
@@ -143,20 +132,20 @@ pub(super) fn engine_facts(bank: &Bank) -> Result<Vec<EngineFacts>> {
             device: e.device,
         }
     };
-    let engines = Heartbeat::read_all(bank.path())?;
+    let engines = EngineStatus::read_all(bank.path())?;
     Ok(engines.into_iter().map(facts).collect())
 }
 
 fn as_json(bank: &Bank) -> Result<Value> {
     let stock = bank.stock()?;
-    let engines = Heartbeat::read_all(bank.path())?
+    let engines = EngineStatus::read_all(bank.path())?
         .into_iter()
         .map(|e| {
-            let (state, alive) = (state(&e), e.is_alive());
+            let (state, alive) = (e.observed(), e.is_alive());
             let mut value =
                 serde_json::to_value(&e).map_err(|e| Error::backend("status", e))?;
             if let Value::Object(map) = &mut value {
-                map.insert("state".into(), state.into());
+                map.insert("state".into(), state.name().into());
                 map.insert("alive".into(), alive.into());
             }
             Ok(value)
@@ -208,7 +197,7 @@ fn as_text(bank: &Bank) -> Result<String> {
         line(&mut out, "engines are paused (mosaicbank status --resume)");
     }
     line(&mut out, "");
-    let engines = Heartbeat::read_all(bank.path())?;
+    let engines = EngineStatus::read_all(bank.path())?;
     if engines.is_empty() {
         line(&mut out, "no engine has worked on this bank");
     } else {
@@ -228,7 +217,7 @@ fn as_text(bank: &Bank) -> Result<String> {
     Ok(out)
 }
 
-fn engine_lines(out: &mut String, e: &Heartbeat) {
+fn engine_lines(out: &mut String, e: &EngineStatus) {
     let rejects = if e.regions > 0 {
         format!("{:.0} %", 100.0 * e.rejected as f64 / e.regions as f64)
     } else {
@@ -242,7 +231,7 @@ fn engine_lines(out: &mut String, e: &Heartbeat) {
         &format!(
             "{:<30} {:<8} {:>7} {:>6.2} {rejects:>7} {duty:>5} {:>8}",
             cut(&e.id, 30),
-            state(e),
+            e.observed().name(),
             e.mosaics,
             e.instances_per_second,
             age(now() - e.time)
@@ -378,7 +367,7 @@ fn age(seconds: f64) -> String {
 mod tests {
     use super::*;
     use crate::bank::{BankInfo, Category, Limits};
-    use crate::engine::heartbeat::State;
+    use crate::status::State;
 
     #[test]
     fn every_line_fits_80_columns_and_says_what_happened() {
@@ -399,13 +388,13 @@ mod tests {
             bank.board().unwrap().asked(c);
             bank.board().unwrap().missed(c);
         }
-        let mut beat = Heartbeat::new("engine");
+        let mut beat = EngineStatus::new("engine");
         beat.id = "x".repeat(100);
         beat.state = State::Blocked;
         beat.model = "m".repeat(90);
         (beat.mosaics, beat.regions, beat.rejected) = (123_456_789, 900, 300);
-        (0..40).for_each(|s| beat.drop_seed(u64::MAX - s));
-        beat.error(format!(
+        (0..40).for_each(|s| beat.record_drop(u64::MAX - s));
+        beat.record_error(format!(
             "No space left on device\n\x1b[31m{}",
             "word ".repeat(60)
         ));
@@ -427,18 +416,6 @@ mod tests {
         let value = as_json(&bank).unwrap();
         assert_eq!(value["engines"][0]["state"], "blocked");
         assert_eq!(value["categories"][3]["missed"], 1);
-    }
-
-    #[test]
-    fn an_engine_that_was_killed_is_called_dead() {
-        let mut beat = Heartbeat::new("engine");
-        beat.state = State::Working;
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        beat.pid = child.id();
-        child.wait().unwrap();
-        assert_eq!(state(&beat), "dead");
-        beat.state = State::Failed;
-        assert_eq!(state(&beat), "failed");
     }
 
     #[test]

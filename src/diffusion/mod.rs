@@ -11,7 +11,7 @@ mod vae;
 mod watch;
 
 pub use latent::LatentSpace;
-pub use scheduler::{Prediction, Scheduler, SchedulerConfig, scheduler};
+pub use scheduler::{Prediction, Scheduler, SchedulerConfig};
 pub use unet::{Context, Unet};
 pub use vae::Vae;
 pub use watch::{AttentionEvent, Layer, Observer, Scores, Stage, Watch};

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::status::process::is_alive;
 
 /// While this file exists, the bank's engines pause.
 pub const PAUSE_FILE: &str = "pause";
@@ -144,28 +145,6 @@ fn poll_for_end(pid: u32) {
     while is_alive(pid) {
         std::thread::sleep(LOOK);
     }
-}
-
-/// Whether there is a process `pid` on this machine.
-pub fn is_alive(pid: u32) -> bool {
-    let Ok(pid) = libc::pid_t::try_from(pid) else {
-        return false;
-    };
-    if pid <= 0 {
-        return false;
-    }
-    // SAFETY: signal 0 only asks.
-    let found = unsafe { libc::kill(pid, 0) } == 0
-        || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
-    found && !is_zombie(pid)
-}
-
-/// Ended, but not yet collected by its parent.
-fn is_zombie(pid: libc::pid_t) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
-        stat.rsplit_once(')')
-            .is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
-    })
 }
 
 #[cfg(test)]

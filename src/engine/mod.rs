@@ -8,9 +8,9 @@
 //!                           ledger <- bank commit <- label and encode (a thread of its own)
 //! ```
 //!
-//! [`plan`], [`demand`], [`seeds`], [`throttle`] and [`heartbeat`] are plain logic and files: they
-//! link no libtorch, so that `mosaicbank status` works wherever the trainer does. The `backend`
-//! and the `worker` exist with the cargo feature `engine` only.
+//! [`plan`], [`demand`], [`seeds`], [`throttle`] and [`control`] link no libtorch. The `backend`,
+//! the `planner` and the `worker` exist with the cargo feature `engine` only. What an engine says
+//! about itself is in the room [`status`](crate::status).
 //!
 //! The trainer never needs anything of this room: it reads what lies in the bank.
 
@@ -22,8 +22,6 @@ pub mod plan;
 pub mod seeds;
 // How much of the device's time the work may take.
 pub mod throttle;
-// What the engine says of itself.
-pub mod heartbeat;
 // When it stops or pauses.
 pub mod control;
 // Which part of a stock one of several processes makes.

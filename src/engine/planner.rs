@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use rand_chacha::ChaCha8Rng;
 
 use super::demand::DemandTracker;
-use super::heartbeat::Heartbeat;
 use super::plan::{self, Odds, Others, Shortage};
 use super::worker::{Next, Outlook, Planner, Report};
 use crate::bank::Bank;
 use crate::error::{Error, Result};
 use crate::rng;
+use crate::status::EngineStatus;
 
 /// How often the other engines of the bank are looked at.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
@@ -67,7 +67,7 @@ impl OnDemand {
         }
         self.looked = Some(Instant::now());
         self.elsewhere.fill(0);
-        for other in Heartbeat::read_all(bank.path()).unwrap_or_default() {
+        for other in EngineStatus::read_all(bank.path()).unwrap_or_default() {
             if other.id != self.own_id && other.is_alive() {
                 for (c, n) in other.coming {
                     if let Some(cell) = self.elsewhere.get_mut(c as usize) {

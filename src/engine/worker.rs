@@ -3,8 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
@@ -14,7 +12,6 @@ use rand::RngExt;
 
 use super::backend::{Backend, Finisher, Order};
 use super::control::Control;
-use super::heartbeat::{Heartbeat, INTERVAL, Rates, State};
 use super::plan::Batch;
 use super::seeds::Seeds;
 use super::throttle::Throttle;
@@ -22,12 +19,11 @@ use crate::bank::{Bank, MosaicRecord};
 use crate::error::{Error, Result};
 use crate::mosaic::{Canvas, Denoised, Mosaic, Progress};
 use crate::rng;
+use crate::status::{EngineStatus, State, StatusWriter};
 
 /// How often the bank is looked at while there is nothing to do: well within the second in which
 /// the engine is to wake.
 const POLL: Duration = Duration::from_millis(200);
-/// How often the heartbeat looks whether the engine is being stopped.
-const LISTEN: Duration = Duration::from_millis(100);
 /// How long the loop waits for what is being labelled before it asks again.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
 /// A full disk is tried again after this time, which doubles up to [`MOST_RETRY`].
@@ -62,7 +58,7 @@ pub enum Next {
     Done,
 }
 
-/// What a planner tells of itself in the heartbeat.
+/// A planner's part of the engine status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outlook {
     /// Mosaics that every category should have.
@@ -90,7 +86,7 @@ pub trait Planner {
     /// A denoising step is done.
     fn step(&mut self, _done: usize, _all: usize) {}
 
-    /// For the heartbeat.
+    /// Its part of the engine status.
     fn outlook(&self) -> Outlook;
 }
 
@@ -105,120 +101,6 @@ pub struct Settings {
     pub duty: f64,
     /// Ends after having had nothing to do for this long.
     pub idle_exit: Option<Duration>,
-}
-
-/// The engine's heartbeat: written about once a second from a thread of its own.
-pub struct StatusWriter {
-    dir: PathBuf,
-    beat: Mutex<Heartbeat>,
-    rates: Mutex<Rates>,
-    ended: AtomicBool,
-    /// Held while the file is written: a slow disk then holds up nobody else.
-    writing: Mutex<()>,
-}
-
-impl StatusWriter {
-    /// Starts it for the bank in `dir`; the first file is written before this returns. Once
-    /// `stopped` says so, the file says that the engine is stopping: it may be ended before it
-    /// can say more.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the bank cannot be written, [`Error::Backend`] when no thread can be
-    /// started.
-    pub fn start(dir: &Path, command: &str, stopped: fn() -> bool) -> Result<Arc<Self>> {
-        Heartbeat::clean(dir);
-        let mut beat = Heartbeat::new(command);
-        beat.write(dir)?;
-        let status = Arc::new(Self {
-            dir: dir.to_path_buf(),
-            beat: Mutex::new(beat),
-            rates: Mutex::new(Rates::default()),
-            ended: AtomicBool::new(false),
-            writing: Mutex::new(()),
-        });
-        let own = status.clone();
-        std::thread::Builder::new()
-            .name("heartbeat".into())
-            .spawn(move || {
-                let mut written = Instant::now();
-                while !own.ended.load(Ordering::Acquire) {
-                    if stopped() {
-                        own.state(State::Stopping);
-                    }
-                    if written.elapsed() >= INTERVAL {
-                        written = Instant::now();
-                        own.write();
-                    }
-                    std::thread::sleep(LISTEN);
-                }
-            })
-            .map_err(|e| Error::backend("starting the heartbeat", e))?;
-        Ok(status)
-    }
-
-    /// Changes what the next file says.
-    pub fn set<T>(&self, change: impl FnOnce(&mut Heartbeat) -> T) -> T {
-        change(&mut self.beat.lock())
-    }
-
-    /// Says what the engine is doing now; a change is written at once.
-    pub fn state(&self, state: State) {
-        let changed = self.set(|b| {
-            // Whoever stops does nothing else any more.
-            let changes = b.state != state && b.state != State::Stopping && !b.state.is_final();
-            if changes {
-                b.state = state;
-            }
-            changes
-        });
-        if !changed {
-            return;
-        }
-        match state {
-            State::Working => self.rates.lock().start(),
-            State::Stocked | State::Paused => self.rates.lock().stop(),
-            _ => {}
-        }
-        self.write();
-    }
-
-    /// Notes something that went wrong, here and in the log.
-    pub fn error(&self, error: &Error) {
-        tracing::warn!("{error}");
-        self.set(|b| b.error(error));
-    }
-
-    fn write(&self) {
-        let _writing = self.writing.lock();
-        if self.ended.load(Ordering::Acquire) {
-            return;
-        }
-        let (mosaics, instances) = self.rates.lock().per_second();
-        let mut now = self.set(|b| {
-            b.mosaics_per_second = mosaics;
-            b.instances_per_second = instances;
-            b.note(super::heartbeat::now());
-            b.clone()
-        });
-        // A heartbeat that cannot be written is seen by its age; the work goes on.
-        let _ = now.write(&self.dir);
-    }
-
-    /// The last word.
-    pub fn end(&self, out: &Result<()>) {
-        self.set(|b| {
-            b.coming.clear();
-            match out {
-                Ok(()) | Err(Error::Interrupted) => b.state = State::Stopped,
-                Err(e) => {
-                    b.error(e);
-                    b.state = State::Failed;
-                }
-            }
-        });
-        self.write();
-        self.ended.store(true, Ordering::Release);
-    }
 }
 
 /// Mosaics on their way from the device to the bank.
@@ -257,7 +139,7 @@ impl Shared<'_> {
             .map(|(c, n)| (c, *n))
             .collect();
         drop(coming);
-        self.status.set(|b| b.coming = listed);
+        self.status.update(|b| b.coming = listed);
     }
 }
 
@@ -285,7 +167,7 @@ pub fn run(
     status: &StatusWriter,
 ) -> Result<()> {
     let throttle = Throttle::new(settings.duty)?;
-    status.set(|b| {
+    status.update(|b| {
         b.batch = settings.batch;
         b.duty = settings.duty;
     });
@@ -370,7 +252,7 @@ impl DeviceLoop<'_> {
                         self.settings.batch,
                     )?;
                     let outlook = self.planner.get_mut().outlook();
-                    self.shared.status.set(|b| {
+                    self.shared.status.update(|b| {
                         b.target = outlook.target;
                         b.categories = outlook.categories;
                         b.stocked = outlook.stocked;
@@ -384,7 +266,7 @@ impl DeviceLoop<'_> {
                             continue;
                         }
                         Next::Done | Next::Wait => {
-                            self.shared.status.state(State::Stocked);
+                            self.shared.status.set_state(State::Stocked);
                             let since = *idle_since.get_or_insert_with(Instant::now);
                             if self
                                 .settings
@@ -395,7 +277,7 @@ impl DeviceLoop<'_> {
                             }
                             self.shared.control.sleep(POLL)?;
                             let idle = planning.elapsed().as_secs_f64();
-                            self.shared.status.set(|b| b.stages.idle += idle);
+                            self.shared.status.update(|b| b.stages.idle += idle);
                             continue;
                         }
                     }
@@ -404,7 +286,7 @@ impl DeviceLoop<'_> {
             idle_since = None;
             self.rest_of_planning(planning);
             if !self.shared.blocked.load(Ordering::Relaxed) {
-                self.shared.status.state(State::Working);
+                self.shared.status.set_state(State::Working);
             }
             let Some(denoised) = self.denoise(&categories, &canvases)? else {
                 continue;
@@ -463,7 +345,7 @@ impl DeviceLoop<'_> {
             match seeds.take() {
                 Err(e @ Error::Io { .. }) => {
                     self.shared.status.error(&e);
-                    self.shared.status.state(State::Blocked);
+                    self.shared.status.set_state(State::Blocked);
                     self.shared.control.sleep(pause)?;
                     pause = (2 * pause).min(MOST_RETRY);
                 }
@@ -492,7 +374,7 @@ impl DeviceLoop<'_> {
                     if self.shared.control.paused() {
                         self.throttle.borrow_mut().worked(mark.get().elapsed());
                         let waited = self.wait_while_paused()?;
-                        self.shared.status.state(State::Working);
+                        self.shared.status.set_state(State::Working);
                         away.set(away.get() + waited);
                         mark.set(Instant::now());
                     }
@@ -513,10 +395,10 @@ impl DeviceLoop<'_> {
         );
         away.set(away.get() + self.worked(&mark));
         let busy = begin.elapsed().saturating_sub(away.get()).as_secs_f64();
-        self.shared.status.set(|b| b.stages.denoise += busy);
+        self.shared.status.update(|b| b.stages.denoise += busy);
         match out {
             Ok(denoised) => {
-                self.shared.status.set(|b| b.regions += regions as u64);
+                self.shared.status.update(|b| b.regions += regions as u64);
                 Ok(Some(denoised))
             }
             Err(e @ Error::OutOfMemory { .. }) => {
@@ -543,7 +425,7 @@ impl DeviceLoop<'_> {
             self.throttle.borrow_mut().rested(rested);
         }
         let measured = self.throttle.borrow().measured();
-        self.shared.status.set(|b| {
+        self.shared.status.update(|b| {
             b.measured_duty = measured;
             b.stages.rest += rested.as_secs_f64();
         });
@@ -582,7 +464,7 @@ impl DeviceLoop<'_> {
                 other => other,
             });
         }
-        self.shared.status.set(|b| {
+        self.shared.status.update(|b| {
             b.halved += 1;
             b.batch = self.settings.batch;
         });
@@ -621,7 +503,7 @@ impl DeviceLoop<'_> {
     /// The device did nothing though there was something to make.
     fn waited(&self, time: Duration) {
         self.throttle.borrow_mut().rested(time);
-        self.shared.status.set(|b| {
+        self.shared.status.update(|b| {
             b.stages.wait += time.as_secs_f64();
             update_idle_share(b);
         });
@@ -630,7 +512,7 @@ impl DeviceLoop<'_> {
     fn rest_of_planning(&self, since: Instant) {
         let time = since.elapsed();
         self.throttle.borrow_mut().rested(time);
-        self.shared.status.set(|b| {
+        self.shared.status.update(|b| {
             b.stages.plan += time.as_secs_f64();
             update_idle_share(b);
         });
@@ -639,13 +521,13 @@ impl DeviceLoop<'_> {
     fn wait_while_paused(&self) -> Result<Duration> {
         let begin = Instant::now();
         while self.shared.control.paused() {
-            self.shared.status.state(State::Paused);
+            self.shared.status.set_state(State::Paused);
             self.shared.control.sleep(POLL)?;
         }
         let waited = begin.elapsed();
         self.shared
             .status
-            .set(|b| b.stages.idle += waited.as_secs_f64());
+            .update(|b| b.stages.idle += waited.as_secs_f64());
         Ok(waited)
     }
 
@@ -655,13 +537,13 @@ impl DeviceLoop<'_> {
             self.planner.borrow_mut().written(report);
         }
         if self.began.elapsed() > Duration::ZERO && !reports.is_empty() {
-            self.shared.status.set(update_idle_share);
+            self.shared.status.update(update_idle_share);
         }
     }
 }
 
 /// Of the time with something to make, the share in which the device neither worked nor rested.
-fn update_idle_share(b: &mut Heartbeat) {
+fn update_idle_share(b: &mut EngineStatus) {
     let s = b.stages;
     let all = s.denoise + s.rest + s.plan + s.wait;
     b.idle_share = (all > 0.0).then(|| (s.plan + s.wait) / all);
@@ -678,7 +560,9 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
         shared
             .labelled
             .fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
-        shared.status.set(|b| b.stages.label += time.as_secs_f64());
+        shared
+            .status
+            .update(|b| b.stages.label += time.as_secs_f64());
         let mosaics = match labelled {
             Ok(mosaics) => {
                 failures = 0;
@@ -687,7 +571,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
             Err(e) => {
                 shared.status.error(&e);
                 for (canvas, categories) in job.canvases.iter().zip(&job.categories) {
-                    shared.status.set(|b| b.drop_seed(canvas.seed));
+                    shared.status.update(|b| b.record_drop(canvas.seed));
                     report(shared, categories, None, 0);
                 }
                 failures += 1;
@@ -702,7 +586,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
         for (canvas, mosaic) in job.canvases.iter().zip(&mosaics) {
             if let Some(problem) = &mosaic.problem {
                 tracing::warn!("mosaic of seed {} dropped: {problem}", mosaic.seed);
-                shared.status.set(|b| b.drop_seed(mosaic.seed));
+                shared.status.update(|b| b.record_drop(mosaic.seed));
             }
             if mosaic.problem.is_some() || mosaic.instances.is_empty() {
                 continue;
@@ -714,7 +598,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
                 Ok(record) => records.push(record),
                 Err(e) => {
                     shared.status.error(&e);
-                    shared.status.set(|b| b.drop_seed(mosaic.seed));
+                    shared.status.update(|b| b.record_drop(mosaic.seed));
                 }
             }
         }
@@ -728,7 +612,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
         };
         shared
             .status
-            .set(|b| b.stages.write += begin.elapsed().as_secs_f64());
+            .update(|b| b.stages.write += begin.elapsed().as_secs_f64());
         tally(shared, &mosaics, &records);
         if retired.elapsed() >= RETIRE {
             retired = Instant::now();
@@ -757,14 +641,14 @@ fn write(shared: &Shared<'_>, records: &[MosaicRecord]) -> Result<u64> {
             Ok(report) => {
                 if shared.blocked.swap(false, Ordering::Relaxed) {
                     tracing::info!("the bank can be written again");
-                    shared.status.state(State::Working);
+                    shared.status.set_state(State::Working);
                 }
                 return Ok(report.evicted);
             }
             Err(e @ Error::Io { .. }) => {
                 shared.status.error(&e);
                 shared.blocked.store(true, Ordering::Relaxed);
-                shared.status.state(State::Blocked);
+                shared.status.set_state(State::Blocked);
                 shared.control.sleep(pause)?;
                 pause = (2 * pause).min(MOST_RETRY);
             }
@@ -780,16 +664,9 @@ fn tally(shared: &Shared<'_>, mosaics: &[Mosaic], records: &[MosaicRecord]) {
         .flat_map(|m| &m.regions)
         .filter(|r| !r.verdict.is_kept())
         .count() as u64;
-    shared.status.set(|b| {
-        b.mosaics += records.len() as u64;
-        b.instances += instances;
-        b.rejected += rejected;
-    });
     shared
         .status
-        .rates
-        .lock()
-        .add(records.len() as u64, instances);
+        .committed(records.len() as u64, instances, rejected);
 }
 
 /// A mosaic is through: it is in the bank, or it never will be.

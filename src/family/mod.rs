@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
-use crate::diffusion::{LatentSpace, Prediction, SchedulerConfig, Vae, Watch};
+use crate::diffusion::{LatentSpace, SchedulerConfig, Vae, Watch};
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 use crate::text::TokenizedPrompt;
@@ -61,9 +61,7 @@ pub struct Parts {
     pub autoencoder: Box<dyn Autoencoder>,
     /// What the latents mean.
     pub space: LatentSpace,
-    /// What the denoiser's output means.
-    pub prediction: Prediction,
-    /// The checkpoint's own scheduler.
+    /// The checkpoint's own scheduler, and what the denoiser's output means to any.
     pub scheduler: SchedulerConfig,
     /// SHA-256 of each component's weights. A model's identity is a hash of them in this order,
     /// which must therefore stay as it is.
@@ -139,7 +137,7 @@ pub struct Conditioning {
     pub guidance: f64,
 }
 
-/// A network that is called with noisy latents and gives a [`Prediction`].
+/// A network that is called with noisy latents and gives what [`Parts::scheduler`] says it predicts.
 pub trait Denoiser: Send {
     /// Whether guidance is an input (distilled models) instead of a second, unconditional half of
     /// the batch.

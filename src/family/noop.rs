@@ -13,7 +13,7 @@ use super::{
     TextStack,
 };
 use crate::diffusion::{
-    AttentionEvent, LatentSpace, Layer, SchedulerConfig, Scores, Stage, Watch,
+    AttentionEvent, LatentSpace, Layer, Prediction, SchedulerConfig, Scores, Stage, Watch,
 };
 use crate::error::Result;
 use crate::geometry::Size;
@@ -47,8 +47,7 @@ fn open(source: &Source<'_>) -> Result<Parts> {
             scale: 1.0,
             shift: 0.0,
         },
-        prediction: scheduler.prediction()?,
-        scheduler,
+        scheduler: scheduler.predicting(Prediction::Epsilon),
         digests: vec![[7; 32]],
     })
 }

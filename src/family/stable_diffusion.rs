@@ -37,7 +37,6 @@ fn open(source: &Source<'_>) -> Result<Parts> {
         // The UNet's odd levels are padded, so that every cell is a position of its own.
         space: vae.space(1),
         autoencoder: Box::new(vae),
-        prediction: scheduler.prediction()?,
         scheduler,
         digests: vec![text_digest, unet_digest, vae_digest],
     })

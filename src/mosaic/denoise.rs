@@ -196,7 +196,9 @@ fn start(
         }
     }
     let noise = noise.to_device(model.device);
-    let scheduler = model.scheduler(recipe.scheduler, recipe.steps)?;
+    let scheduler = model
+        .scheduler()
+        .trajectory(recipe.scheduler, recipe.steps)?;
     let weights: Vec<Tensor> = boxes
         .iter()
         .map(|b| blend_weights(recipe.window, b.size(), model.device))

@@ -22,8 +22,8 @@ use crate::rng;
 /// The file in a model directory that lists the categories it was trained on.
 const CATEGORIES: &str = "categories.json";
 
-/// Regions per denoiser call, when nobody says otherwise. On a CPU feature maps that leave its caches
-/// cost more than calls do (`benches/diffusion_vs_diffusers.py`: two regions take 12 % less time
+/// Regions per denoiser call, when nobody says otherwise. On a CPU feature maps that leave its
+/// caches cost more than calls do (`benches/diffusion_vs_diffusers.py`: two regions take 12 % less time
 /// than four at the embedded model's size).
 pub const fn regions_per_call(device: Device) -> usize {
     match device {
@@ -37,7 +37,8 @@ pub const fn regions_per_call(device: Device) -> usize {
 pub struct Options {
     /// Whether attention is read; without it there are no masks and no instances.
     pub capture: bool,
-    /// Regions per denoiser call at most (twice that with guidance); as suits the device when absent.
+    /// Regions per denoiser call at most (twice that many rows with guidance); as suits the device
+    /// when absent.
     pub batch: Option<usize>,
 }
 
@@ -107,7 +108,8 @@ impl Generator {
     /// scheduler.
     pub fn recipe(&self, own: &Map<String, Value>) -> Result<Recipe> {
         let recipe = Recipe::resolve(&self.model.recommended, own)?;
-        self.model.scheduler(recipe.scheduler, recipe.steps)?;
+        let config = self.model.scheduler();
+        config.trajectory(recipe.scheduler, recipe.steps)?;
         Ok(recipe)
     }
 

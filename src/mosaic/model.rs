@@ -9,13 +9,13 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::diffusion::{LatentSpace, Scheduler, Watch, scheduler};
+use crate::diffusion::{LatentSpace, SchedulerConfig, Watch};
 use crate::error::{Error, Result};
 use crate::family::{
     self, Autoencoder, Conditioning, Denoiser, Parts, Placement, Source, TextEmbedding,
 };
 use crate::geometry::{PixelBox, Size};
-use crate::recipe::{SchedulerKind, hex};
+use crate::recipe::hex;
 use crate::text::TokenizedPrompt;
 
 /// Prompts whose embeddings are kept: more than LVIS has categories.
@@ -164,16 +164,9 @@ impl Model {
         self.parts.space
     }
 
-    /// A trajectory of `steps` steps, by the checkpoint's own scheduler or another `kind`.
-    ///
-    /// # Errors
-    /// As [`scheduler`].
-    pub fn scheduler(
-        &self,
-        kind: Option<SchedulerKind>,
-        steps: u32,
-    ) -> Result<Box<dyn Scheduler>> {
-        scheduler(&self.parts.scheduler, self.parts.prediction, kind, steps)
+    /// The checkpoint's own scheduler, which can make trajectories of others, too.
+    pub fn scheduler(&self) -> &SchedulerConfig {
+        &self.parts.scheduler
     }
 
     /// The tokens of a prompt.

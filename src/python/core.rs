@@ -11,6 +11,7 @@ pub fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     super::bank::register(m)?;
     super::sampler::register(m)?;
     super::paste::register(m)?;
+    super::status::register(m)?;
     m.add_function(wrap_pyfunction!(super::cli::main, m)?)?;
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! Bindings of the mask room; `mosaicbank.masks` gives them their documented Python face.
 
 use numpy::{
-    IntoPyArray, PyArray2, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray3,
-    PyUntypedArrayMethods,
+    PyArray2, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArray3, PyUntypedArrayMethods,
 };
 use pyo3::prelude::*;
 
+use super::convert::{contiguous, size_of, to_array};
 use super::enter;
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
@@ -34,47 +34,9 @@ fn rle_out(rle: &Rle) -> RleOut {
     (rle.size().height, rle.size().width, rle.to_coco_string())
 }
 
-/// Height and width of a 2-D array, as far as masks go.
-pub(super) fn size_of(what: &str, shape: &[usize]) -> Result<Size> {
-    match *shape {
-        [h, w, ..] if h as u64 * w as u64 <= mask::rle::MAX_PIXELS => {
-            Ok(Size::new(h as u32, w as u32))
-        }
-        _ => Err(Error::value(
-            what,
-            format!(
-                "[height, width] with at most {} positions",
-                mask::rle::MAX_PIXELS
-            ),
-            format!("{shape:?}"),
-        )),
-    }
-}
-
-/// The elements of a C-contiguous array.
-pub(super) fn contiguous<'a, T: numpy::Element, D: numpy::ndarray::Dimension>(
-    what: &str,
-    array: &'a numpy::PyReadonlyArray<'_, T, D>,
-) -> Result<&'a [T]> {
-    array
-        .as_slice()
-        .map_err(|_| Error::value(what, "a C-contiguous array", "strides"))
-}
-
 fn to_mask(array: &PyReadonlyArray2<'_, u8>) -> Result<BinaryMask> {
     let size = size_of("mask", array.shape())?;
     BinaryMask::from_vec(size, contiguous("mask", array)?.to_vec())
-}
-
-pub(super) fn to_array<T: numpy::Element>(
-    py: Python<'_>,
-    size: Size,
-    data: Vec<T>,
-) -> PyResult<Bound<'_, PyArray2<T>>> {
-    let shape = (size.height as usize, size.width as usize);
-    numpy::ndarray::Array2::from_shape_vec(shape, data)
-        .map(|a| a.into_pyarray(py))
-        .map_err(|e| Error::backend("array shape", e).into())
 }
 
 #[pyfunction]

@@ -5,11 +5,14 @@
 //!
 //! Every method that does work goes through [`enter`]: it gives up the GIL, turns a panic
 //! into an exception and every [`Error`] variant into its natural Python exception, and lets
-//! Ctrl-C through. Nothing else in these files may release the GIL or unwind.
+//! Ctrl-C through. Nothing else in these files may release the GIL or unwind. No lock is taken
+//! while the GIL is held: [`Exclusive`] is the only lock here.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
+use parking_lot::ReentrantMutex;
 use pyo3::exceptions::{
     PyFileNotFoundError, PyKeyError, PyKeyboardInterrupt, PyMemoryError, PyOSError,
     PyRuntimeError, PyValueError,
@@ -20,13 +23,16 @@ use crate::error::{Error, Result};
 
 pub mod bank;
 mod cli;
+mod convert;
 pub mod core;
 pub mod dataset;
 #[cfg(feature = "engine")]
 pub mod engine;
 pub mod mask;
 pub mod paste;
+mod random;
 pub mod sampler;
+pub mod status;
 
 impl From<Error> for PyErr {
     fn from(e: Error) -> Self {
@@ -88,6 +94,43 @@ pub fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -
     let out = py.detach(|| guard(work))?;
     py.check_signals()?;
     Ok(out)
+}
+
+/// How often a long call or a wait lets Ctrl-C in.
+pub const SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A value that one thread uses at a time.
+///
+/// The only way to it gives up the GIL before it waits: a thread that held the GIL while waiting
+/// would block the one that it waits for. The thread that uses the value may use it again, from a
+/// callback into Python.
+pub struct Exclusive<T>(ReentrantMutex<T>);
+
+impl<T: Send> Exclusive<T> {
+    /// Takes the value.
+    pub const fn new(value: T) -> Self {
+        Self(ReentrantMutex::new(value))
+    }
+
+    /// As [`enter`], with the value. Ctrl-C ends the wait for other threads.
+    ///
+    /// # Errors
+    /// As [`enter`].
+    pub fn enter<R: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&T) -> Result<R> + Send,
+    ) -> PyResult<R> {
+        enter(py, || {
+            let value = loop {
+                match self.0.try_lock_for(SIGNAL_INTERVAL) {
+                    Some(value) => break value,
+                    None => check_interrupt()?,
+                }
+            };
+            work(&value)
+        })
+    }
 }
 
 /// For long work inside [`enter`], now and then: takes the GIL for a moment to let Ctrl-C in.

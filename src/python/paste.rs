@@ -8,11 +8,12 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::bank::{
-    PyBank, planes_array, rgb, rgb_array, rgb_of_planes, rle_dict, rle_from, seed_from,
+use super::bank::PyBank;
+use super::convert::{
+    contiguous, planes_array, rgb, rgb_array, rgb_of_planes, rle_dict, rle_from,
 };
 use super::enter;
-use super::mask::contiguous;
+use super::random::seed_from;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mask::Rle;

@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::bank::PyBank;
+use super::convert::contiguous;
 use super::enter;
-use super::mask::contiguous;
 use crate::bank::Bank;
 use crate::error::{Error, Result};
 use crate::sampler::{

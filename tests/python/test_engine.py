@@ -115,6 +115,11 @@ def wait_for(what: Callable[[], Any], patience: float = PATIENCE) -> Any:
         time.sleep(0.02)
 
 
+def own(engine: EngineHandle, name: str) -> Any:
+    """What the engine says about itself; None while it says nothing."""
+    return getattr(engine.status()["engine"], name, None)
+
+
 def stock(path: Path) -> dict[str, int]:
     """Mosaics of each category that has any."""
     bank = _core.Bank.open(str(path))
@@ -282,7 +287,7 @@ def test_an_idle_engine_wakes_when_something_is_used(
     with EngineHandle(path, model=model, extra_args=words) as engine:
 
         def says(state: str) -> bool:
-            return (engine.status()["engine"] or {}).get("state") == state
+            return own(engine, "state") == state
 
         wait_for(lambda: says("stocked"))
         bank = _core.Bank.open(str(path))
@@ -294,7 +299,7 @@ def test_an_idle_engine_wakes_when_something_is_used(
         wait_for(lambda: says("paused"))
         engine.resume()
         wait_for(lambda: says("stocked"))
-        idle = engine.status()["engine"]["idle_share"]
+        idle = own(engine, "idle_share")
         assert 0.0 <= idle <= 1.0
     assert engine.status()["state"] == "stopped"
     assert beats(path)[0]["state"] == "stopped"
@@ -314,11 +319,10 @@ def test_the_device_is_kept_busy_and_the_first_of_a_category_comes_soon(
     # Regions of fish only come when they are asked for: no others' regions here.
     words = ["--target", "2", "--odds", "1,0,0", *options, "--set", "steps=20"]
     with EngineHandle(path, model=model, extra_args=words) as engine:
-        wait_for(lambda: (engine.status()["engine"] or {}).get("state") == "stocked", 600.0)
-        beat = engine.status()["engine"]
-        stages = beat["stages"]
-        one = (stages["denoise"] + stages["label"] + stages["write"]) / beat["regions"]
-        assert beat["idle_share"] <= 0.05
+        wait_for(lambda: own(engine, "state") == "stocked", 600.0)
+        stages = own(engine, "stages")
+        one = (stages["denoise"] + stages["label"] + stages["write"]) / own(engine, "regions")
+        assert own(engine, "idle_share") <= 0.05
         assert bank.mosaic_ids("fish") == []
         weights[fish] = 1.0
         bank.set_feedback(weights)
@@ -352,9 +356,7 @@ def test_a_killed_engine_is_started_again_and_the_trainer_does_not_notice(
     with EngineHandle(
         path, model=model, extra_args=["--target", "500", *options], backoff=0.1
     ) as engine:
-        pid = wait_for(
-            lambda: (engine.status()["engine"] or {}).get("mosaics") and engine.status()["pid"]
-        )
+        pid = wait_for(lambda: own(engine, "mosaics") and engine.status()["pid"])
         os.kill(pid, signal.SIGKILL)
         longest = draw_for(bank, 2.0)
         wait_for(lambda: engine.status()["pid"] != pid)
@@ -374,26 +376,22 @@ def test_a_full_disk_blocks_the_engine_until_there_is_room(
     ok("prewarm", "--bank", str(path), "--categories", "banana", "--per-category", "2", *making)
     bank = _core.Bank.open(str(path))
     with EngineHandle(path, model=model, extra_args=["--target", "500", *options]) as engine:
-
-        def beat() -> dict[str, Any]:
-            return engine.status()["engine"] or {}
-
-        wait_for(lambda: beat().get("mosaics"))
+        wait_for(lambda: own(engine, "mosaics"))
         pid = engine.status()["pid"]
         # No file may grow: what a full disk does, for one process.
         size = (path / "data.mdb").stat().st_size
         unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, unlimited[1]))
-        wait_for(lambda: beat().get("state") == "blocked")
+        wait_for(lambda: own(engine, "state") == "blocked")
         longest = draw_for(bank, 2.0)
-        assert beat()["last_error"]["message"]
+        assert own(engine, "last_error")
         text = ok("status", "--bank", str(path))
         assert "blocked" in text and "data.mdb" in text
         assert engine.status()["restarts"] == 0
         resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
-        before = beat()["mosaics"]
-        wait_for(lambda: beat().get("mosaics", 0) > before + 2)
-        assert beat()["state"] == "working"
+        before = own(engine, "mosaics")
+        wait_for(lambda: own(engine, "mosaics") > before + 2)
+        assert own(engine, "state") == "working"
     assert longest < (0.05 if LONG else 2.0)
     made = seeds(path)
     assert len(set(made)) == len(made)
@@ -410,7 +408,7 @@ def test_a_damaged_model_is_told_once_and_the_training_goes_on(
     with EngineHandle(
         path, model=damaged, extra_args=[*options, "--target", "500"], retries=1, backoff=0.1
     ) as engine:
-        wait_for(lambda: (engine.status()["engine"] or {}).get("mosaics"))
+        wait_for(lambda: own(engine, "mosaics"))
         pid = engine.status()["pid"]
         weights = next(damaged.glob("unet/*.safetensors"))
         os.truncate(weights, 1000)
@@ -525,7 +523,7 @@ if pid == 0:
     # A worker: what it does with the handle touches nothing.
     engine.stop(); engine.pause(); engine.status()
     time.sleep(600)
-while not (engine.status()["engine"] or {{}}).get("mosaics"):
+while not getattr(engine.status()["engine"], "mosaics", 0):
     assert engine.alive, engine.status()
     time.sleep(0.05)
 print(engine.status()["pid"], pid, flush=True)

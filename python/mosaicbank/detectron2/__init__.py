@@ -1,7 +1,7 @@
 """mosaicbank in a Detectron2 training run: config, loader, hooks, trainer.
 
-Nothing outside this package imports Detectron2. In here, nothing needs libtorch of another version
-than the trainer's own: the engine is another process, if need be of another environment.
+Nothing outside this package imports Detectron2. Nothing in it needs another libtorch than the
+trainer's: the engine is a separate process, if necessary in another environment.
 """
 
 from __future__ import annotations

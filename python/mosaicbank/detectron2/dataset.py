@@ -1,4 +1,4 @@
-"""The dataset behind Detectron2's loader: indices of the sampler in, mapped samples out."""
+"""The dataset behind Detectron2's loader: takes the sampler's indices, returns mapped samples."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mosaicbank.detectron2.sample import INFO, SampleInfo, seed_of, seeded
 
 logger = logging.getLogger(__name__)
 
-# What rejected regions are painted over with: the mean of ImageNet's pixels, RGB.
+# The colour that covers rejected regions: the mean pixel of ImageNet, RGB.
 FILL = (124, 116, 104)
 # The verdict of a region whose object has a label.
 _KEPT = "kept"
-# Images that are tried when a mapper gives None, and how often it is said.
+# Images to try if the mapper returns None.
 _MAX_TRIES = 1000
 
 
@@ -35,21 +35,22 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
     Args:
         records: a map-style dataset of Detectron2 dataset dictionaries.
         mapper: any Detectron2 mapper.
-        factors: float32 [N], the repeat factors that stand-ins for missing mosaics are drawn by.
-        num_slots: number of categories that the sampler's indices know.
-        seed: of everything that is drawn here.
+        factors: float32 [N], repeat factors; images that stand in for missing mosaics are drawn by
+            them.
+        num_slots: number of categories in the sampler's indices.
+        seed: for everything that is drawn here.
         classes: of the training set.
-        bank: where mosaics come from; None: every slot is a miss.
+        bank: the source of mosaics; None: every slot is a miss.
         categories: bank categories <-> classes; None without a bank.
-        paster: pastes, when that is wanted.
+        paster: pastes instances; None: no pasting.
         paste_stage: ``before`` or ``after`` the mapper.
         paste_probability: share of the images that are pasted on.
-        paste_on_mosaics: mosaics, too.
+        paste_on_mosaics: paste on mosaics too.
         rejected_regions: ``fill`` or ``keep``.
         reproducible: seed the mapper per sample.
-        mask_format: ``polygon`` or ``bitmask``; of the masks that mappers are given.
+        mask_format: ``polygon`` or ``bitmask``: the form of the masks that the mapper gets.
         keypoints: number of keypoints that every annotation must have; 0: none.
-        semantic: ignore label of mosaics where the dataset has semantic labels, else None.
+        semantic: ignore label for mosaics if the dataset has semantic labels, else None.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The mapped sample that ``index`` of the sampler stands for.
+        """The mapped sample for ``index`` of the sampler.
 
         Its ``mosaicbank`` entry is a :class:`~.sample.SampleInfo`.
         """
@@ -118,7 +119,7 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
                     return made
             info.update({"kind": "miss", "mosaic": None, "uses": 0, "pasted": []})
             image = None
-        # As Detectron2 does, a mapper that gives None for an image is given another one.
+        # Like Detectron2: if the mapper returns None for an image, try another one.
         for attempt in range(_MAX_TRIES):
             if image is None or attempt > 0:
                 image = self._stand_in(key, attempt)
@@ -135,12 +136,14 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
         return int(np.searchsorted(self._sums, u * self._sums[-1], side="right"))
 
     def _failed(self, what: str, info: SampleInfo) -> None:
-        """Counts a failure after which the sample goes on without; says so once per process."""
+        """Count a failure after which the sample continues without it; log it once per process."""
         info["errors"] += 1
         if not self._warned:
             self._warned = True
             logger.warning(
-                "mosaicbank: %s failed; training goes on without (said once)", what, exc_info=True
+                "mosaicbank: %s failed; training continues without it (logged once)",
+                what,
+                exc_info=True,
             )
 
     def _draw(self, slot: int, key: int, info: SampleInfo) -> Optional[mosaicbank.BankMosaic]:
@@ -148,7 +151,7 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
             return None
         try:
             return mosaicbank.draw_mosaic(self._bank, slot, seed_of(self._seed, "mosaic", key))
-        except Exception:  # whatever happened to the bank, training goes on
+        except Exception:  # training continues, whatever happened to the bank
             self._failed("drawing a mosaic", info)
             return None
 
@@ -182,8 +185,8 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
             record: dataset dictionary; may be changed.
             image: ``uint8 [H, W, 3]`` RGB of a mosaic; None: the mapper reads the file.
             key: the sample's place in the stream.
-            attempt: number of images that were tried at this place before.
-            info: is filled in.
+            attempt: number of images tried at this place before.
+            info: filled in here.
         """
         paster = self._paster if self._pasted_on(key, info) else None
         paste_seed = seed_of(self._seed, f"paste {attempt}", key)
@@ -238,19 +241,19 @@ def mosaic_record(
 ) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
     """A mosaic as a Detectron2 dataset dictionary.
 
-    Regions without a label are painted over (``fill``), so that no object that is visible counts
-    as background; where they are kept, their categories become ``not_exhaustive_category_ids``.
+    Regions without a label are painted over (``fill``), so that no visible object counts as
+    background. If they are kept, their categories become ``not_exhaustive_category_ids``.
 
     Args:
         mosaic: from the bank.
-        bank: that it is from.
-        categories: bank categories <-> classes. Objects of no class of the training set are
-            treated as regions without a label.
+        bank: its bank.
+        categories: bank categories <-> classes. Objects whose category is no class of the training
+            set count as regions without a label.
         classes: of the training set.
         mask_format: ``polygon`` or ``bitmask``; None without masks.
         rejected_regions: ``fill`` or ``keep``.
         keypoints: number of (unlabelled) keypoints for every object.
-        semantic: value of a semantic label map; None: none is made.
+        semantic: value of a semantic label map; None: no map is made.
 
     Returns:
         the dictionary, and the image, ``uint8 [H, W, 3]`` RGB.
@@ -260,7 +263,7 @@ def mosaic_record(
     rles = mosaic.rles
     outlines: Any = rles
     if mask_format == "polygon":
-        # Of the paste, which cuts a mask with a hole; nothing is pasted.
+        # `paste` cuts open masks with holes; nothing is pasted.
         outlines = mosaicbank.paste(
             image, rles, mosaic.boxes, mosaic.classes, bank, 0,
             min_instances=0, max_instances=0, mask_format="arrays",
@@ -308,7 +311,7 @@ def mosaic_record(
 def _without_label(
     mosaic: mosaicbank.BankMosaic, labelled: npt.NDArray[np.int64]
 ) -> list[Mapping[str, Any]]:
-    """Regions with an object that has no label."""
+    """Regions that hold an object without a label."""
     regions: list[Mapping[str, Any]] = [r for r in mosaic.regions if r["verdict"] != _KEPT]
     if (labelled < 0).any():
         unknown = {int(c) for c in mosaic.classes[labelled < 0]}

@@ -1,6 +1,6 @@
-"""Per-category AP, for the feedback that the bank keeps.
+"""Per-category AP for the bank's feedback.
 
-COCO's evaluator of Detectron2 reports it already; LVIS's does not, so
+Detectron2's COCO evaluator reports it; its LVIS evaluator does not, so
 :class:`LVISCategoryEvaluator` takes it from the evaluation that runs anyway.
 """
 
@@ -23,17 +23,17 @@ from detectron2.evaluation import COCOEvaluator, LVISEvaluator
 from mosaicbank.detectron2.categories import DatasetClasses
 
 FEEDBACK_VERSION = 1
-#: Prefix of a category's entry in the results, as COCO's evaluator has it.
+#: Prefix of a category's entry in the results, as in the COCO evaluator.
 PREFIX = "AP-"
-# Metrics that COCO's evaluator has under the same prefix would be none; these are LVIS's.
+# Tasks in order of preference.
 _TASKS = ("segm", "bbox")
 
 
 class LVISCategoryEvaluator(LVISEvaluator):  # type: ignore[misc]
-    """Detectron2's LVIS evaluator, with ``AP-<name>`` for every category beside the means."""
+    """Detectron2's LVIS evaluator that also reports ``AP-<name>`` for every category."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``LVISEvaluator.evaluate``; a category without ground truth has NaN."""
+        """Like ``LVISEvaluator.evaluate``; a category without ground truth gets NaN."""
         with _recorded_precisions() as precisions:
             results = super().evaluate(*args, **kwargs)
         if not results:
@@ -58,7 +58,7 @@ def _category_ap(precision: Any, categories: int) -> list[float]:
 
 @contextlib.contextmanager
 def _recorded_precisions() -> Iterator[dict[str, Any]]:
-    """The precisions of every ``lvis.LVISEval`` that runs inside, by task."""
+    """Precisions by task of every ``lvis.LVISEval`` that runs inside the ``with`` block."""
     import lvis
 
     precisions: dict[str, Any] = {}
@@ -95,14 +95,14 @@ def evaluator_for(cfg: Any, name: str, output_dir: Optional[str] = None) -> Any:
 
 
 def category_ap(results: Mapping[str, Any]) -> tuple[Optional[str], dict[str, float]]:
-    """Per-category AP out of a trainer's evaluation results.
+    """Per-category AP from a trainer's evaluation results.
 
     Args:
-        results: of ``DefaultTrainer.test``: by task, or by dataset and task (the first that has
-            per-category entries counts).
+        results: of ``DefaultTrainer.test``: by task, or by dataset and task (the first with
+            per-category entries is used).
 
     Returns:
-        the task (``segm`` before ``bbox``) and percent by category name; None and nothing where
+        the task (``segm`` before ``bbox``) and percent by category name; None and an empty dict if
         there is none.
     """
     for task in _TASKS:
@@ -126,9 +126,9 @@ def category_ap(results: Mapping[str, Any]) -> tuple[Optional[str], dict[str, fl
 def write_feedback(
     bank: Path, iteration: int, task: str, aps: Mapping[str, float], classes: DatasetClasses
 ) -> Path:
-    """Write ``feedback/evaluation-<iteration>.json`` in a bank, beside and then renamed.
+    """Write ``feedback/evaluation-<iteration>.json`` in a bank: to a temporary file, then renamed.
 
-    The file: ``{"version", "iteration", "time", "task", "categories": [{"id", "name", "ap"}]}``;
+    Content: ``{"version", "iteration", "time", "task", "categories": [{"id", "name", "ap"}]}``;
     ``ap`` is in percent, null where it cannot be computed; ``id`` is the dataset's.
 
     Returns:

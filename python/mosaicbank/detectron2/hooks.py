@@ -5,7 +5,6 @@ None of them raises into the training: what fails is said once, and training goe
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 import mosaicbank
+from mosaicbank import _core
 from mosaicbank.detectron2.build import bank_path
 from mosaicbank.detectron2.config import EngineSettings
 from mosaicbank.detectron2.evaluation import category_ap, write_feedback
@@ -26,41 +26,9 @@ from mosaicbank.detectron2.sample import INFO
 logger = logging.getLogger(__name__)
 
 # What the scalar `mosaic/engine_state` stands for; 0 is none.
-ENGINE_STATES = (
-    "none",
-    "loading",
-    "working",
-    "stocked",
-    "paused",
-    "blocked",
-    "stopping",
-    "stopped",
-    "failed",
-    "dead",
-)
-# An engine that has not been heard of for this long, seconds, counts as dead.
-_SILENCE = 15.0
+ENGINE_STATES = ("none", *_core.ENGINE_STATES)
 # The longest that the start of an engine's process is waited for, seconds.
 _START = 10.0
-
-
-def engine_heartbeats(bank: Path) -> list[dict[str, Any]]:
-    """What the engines of a bank say of themselves, oldest first; see ``mosaicbank status``.
-
-    ``state`` is ``dead`` where one has not ended properly and has not been heard of lately. A file
-    that cannot be read (it is being replaced) is left out.
-    """
-    found = []
-    for path in bank.glob("engine-*.json"):
-        try:
-            beat = json.loads(path.read_text(encoding="utf-8"))
-            final = beat["state"] in ("stopped", "failed")
-            if not final and time.time() - beat["time"] > _SILENCE:
-                beat["state"] = "dead"
-            found.append(beat)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return sorted(found, key=lambda beat: float(beat.get("started", 0.0)))
 
 
 class MosaicHook(HookBase):  # type: ignore[misc]
@@ -160,15 +128,13 @@ class MosaicHook(HookBase):  # type: ignore[misc]
         }
         if self._loader.bank is not None:
             stats = self._loader.bank.stats()
-            beats = engine_heartbeats(Path(self._loader.bank.path))
-            running = [b for b in beats if b["state"] not in ("stopped", "failed", "dead")]
-            rate = sum(float(b.get("mosaics_per_second", 0.0)) for b in running)
-            state = beats[-1]["state"] if beats else "none"
+            engines = mosaicbank.engine_status(self._loader.bank.path)
+            rate = sum(engine.mosaics_per_second for engine in engines if engine.alive)
+            state = engines[-1].state if engines else "none"
             scalars["mosaic/stock"] = float(stats["mosaics"])
             scalars["mosaic/stock_instances"] = float(stats["instances"])
             scalars["mosaic/generation_rate"] = 60 * rate
-            known = ENGINE_STATES.index(state) if state in ENGINE_STATES else len(ENGINE_STATES)
-            scalars["mosaic/engine_state"] = float(known)
+            scalars["mosaic/engine_state"] = float(ENGINE_STATES.index(state))
         return scalars
 
 

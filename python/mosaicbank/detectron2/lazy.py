@@ -1,8 +1,8 @@
-"""LazyConfig: the same, for configs in Python.
+"""LazyConfig: mosaics for configs in Python.
 
 A config names :func:`~.build.mosaic_train_loader` as its ``dataloader.train`` (see
-``configs/detectron2/*.py``); :func:`with_mosaics` makes that out of one that names Detectron2's
-own. ``python -m mosaicbank.detectron2.train_net --config-file X.py`` trains it.
+``configs/detectron2/*.py``). :func:`with_mosaics` converts a config that names Detectron2's own
+loader. ``python -m mosaicbank.detectron2.train_net --config-file X.py`` trains it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mosaicbank.detectron2.hooks import FeedbackHook, mosaic_hooks
 
 
 def with_mosaics(dataloader: Any, settings: Mapping[str, Any], **options: Any) -> Any:
-    """Turn a LazyConfig's ``dataloader`` into one with mosaics, in place.
+    """Add mosaics to a LazyConfig's ``dataloader``, in place.
 
     Args:
         dataloader: with ``train``, a lazy ``build_detection_train_loader`` of a dataset by name.
-        settings: ``MOSAIC``; missing keys have their defaults. ``ENABLED`` has no meaning here.
+        settings: ``MOSAIC``; missing keys get their defaults. ``ENABLED`` is ignored.
         options: more arguments for :func:`~.build.mosaic_train_loader` (``repeat_threshold``,
             ``seed``, ...).
 
@@ -59,7 +59,7 @@ def with_mosaics(dataloader: Any, settings: Mapping[str, Any], **options: Any) -
 
 
 def evaluate(cfg: Any, model: Any) -> Any:
-    """Evaluate ``model`` as ``cfg.dataloader.test`` and ``.evaluator`` say; None without them."""
+    """Evaluate ``model`` with ``cfg.dataloader.test`` and ``.evaluator``; None without them."""
     if "evaluator" not in cfg.dataloader or "test" not in cfg.dataloader:
         return None
     results = inference_on_dataset(
@@ -71,15 +71,15 @@ def evaluate(cfg: Any, model: Any) -> Any:
 
 
 def train(cfg: Any, resume: bool = False, eval_only: bool = False) -> Any:
-    """Train what a LazyConfig with the keys of Detectron2's ``configs/common`` says.
+    """Train a LazyConfig that has the keys of Detectron2's ``configs/common``.
 
     Args:
         cfg: with ``model``, ``optimizer``, ``lr_multiplier``, ``dataloader`` and ``train``.
-        resume: go on from the last checkpoint in ``train.output_dir``.
+        resume: continue from the last checkpoint in ``train.output_dir``.
         eval_only: evaluate ``train.init_checkpoint`` (or the last checkpoint) and return.
 
     Returns:
-        the newest evaluation results; None without an evaluator.
+        the latest evaluation results; None without an evaluator.
     """
     model = instantiate(cfg.model).to(cfg.train.device)
     output, newest = cfg.train.output_dir, [None]

@@ -1,8 +1,8 @@
 """Images in memory, for mappers that read a file.
 
 Every Detectron2 mapper reads ``dataset_dict["file_name"]`` through Detectron2's ``PathManager``.
-A handler of that manager gives it pixels that we hold, so a mosaic goes through any mapper and
-any augmentation as a file would, and no mapper has to know.
+A path handler serves pixels from memory, so a mosaic passes through any mapper and any
+augmentation like a file, and no mapper needs to know.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Netpbm(io.RawIOBase):
 
 
 class _HeldImage(ImageFile.ImageFile):
-    """Pillow's view of a held image: an array of it is the pixels themselves, not a copy."""
+    """Pillow's view of a held image: converted to an array, it is the pixels, not a copy."""
 
     format = "MOSAICBANK"
 
@@ -75,7 +75,7 @@ class _HeldImage(ImageFile.ImageFile):
             raise SyntaxError("not an image that mosaicbank holds")
         height, width = file.pixels.shape[:2]
         mode = "RGB" if file.pixels.ndim == 3 else "L"
-        # As Pillow's own plugins do; `mode` was an attribute before Pillow 10.1.
+        # Like Pillow's own plugins; `mode` was an attribute before Pillow 10.1.
         setattr(self, "_mode" if isinstance(Image.Image.mode, property) else "mode", mode)
         self._size = (width, height)
         place = ("raw", (0, 0, width, height), len(file.header), (mode, 0, 1))
@@ -88,7 +88,7 @@ class _HeldImage(ImageFile.ImageFile):
 
     @property
     def __array_interface__(self) -> Any:
-        # Once it is loaded, Pillow has a copy of its own, which may have been drawn on.
+        # Once loaded, Pillow has its own copy, which may have been drawn on.
         return self._pixels.__array_interface__ if self.tile else super().__array_interface__
 
 
@@ -110,7 +110,7 @@ class _MemoryHandler(PathHandler):  # type: ignore[misc]
         return _Netpbm(_images[path])
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        # For mappers that hand the path to another reader; removed with the image.
+        # For mappers that pass the path to another reader; deleted together with the image.
         if path not in _images:
             raise FileNotFoundError(path)
         target = _local_name(path)

@@ -1,4 +1,4 @@
-"""Pasting bank instances on samples, before or after the mapper."""
+"""Paste bank instances on samples, before or after the mapper."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from mosaicbank.detectron2.categories import CategoryMap, DatasetClasses
 from mosaicbank.detectron2.config import PasteSettings
 from mosaicbank.detectron2.sample import PastedInfo
 
-# Instances fields that pasting after the mapper can fill for a new object.
+# Fields of Instances that pasting after the mapper can fill for a new object.
 _KNOWN_FIELDS = ("gt_boxes", "gt_classes", "gt_masks", "gt_keypoints")
-# Numbers of the smallest polygon that has an area.
+# Coordinates of a triangle, the smallest polygon with an area.
 _TRIANGLE = 6
-# Instances per category that the size statistics are taken from.
+# Objects per class that the size statistics are computed from.
 _SIZE_SAMPLES = 200
 
 
 def update_federated(
     record: dict[str, Any], classes: Sequence[int], had: set[int], table: DatasetClasses
 ) -> None:
-    """Keep LVIS's per-image lists right when objects were added, in place.
+    """Update LVIS's per-image lists after objects were added, in place.
 
-    A category that was pasted is no longer absent. One that the annotators did not look for in
-    this image becomes not exhaustively annotated: more of it may be in the picture, unlabelled.
+    A pasted category is no longer absent. If the annotators did not look for it in this image, it
+    becomes not exhaustively annotated: the image may show more of it, unlabelled.
 
     Args:
         record: with ``neg_category_ids`` and ``not_exhaustive_category_ids``, or without.
         classes: contiguous, of the pasted objects.
-        had: contiguous classes that the image was annotated with before.
+        had: contiguous classes of the image's annotations before.
         table: gives the dataset's ids.
     """
     if "neg_category_ids" not in record and "not_exhaustive_category_ids" not in record:
@@ -65,15 +65,15 @@ def polygon_area(polygon: Sequence[float]) -> float:
 def size_statistics(
     records: Sequence[Mapping[str, Any]], num_classes: int
 ) -> npt.NDArray[np.float32]:
-    """How large the objects of each class are.
+    """Mean and spread of the object size of each class.
 
     Args:
         records: Detectron2 dataset dictionaries.
         num_classes: contiguous classes.
 
     Returns:
-        float32 [C, 2], mean and standard deviation of sqrt(area / image area); those of all
-        classes together for a class without objects. At most 200 objects count per class.
+        float32 [C, 2], mean and standard deviation of sqrt(area / image area). A class without
+        objects gets those of all classes together. At most 200 objects per class are used.
     """
     sides: list[list[float]] = [[] for _ in range(num_classes)]
     for record in records:
@@ -102,18 +102,18 @@ def size_statistics(
 
 @dataclasses.dataclass
 class Paster:
-    """Pastes as ``MOSAIC.PASTE`` says.
+    """Pastes instances according to ``MOSAIC.PASTE``.
 
     Attributes:
-        bank: where instances come from.
-        settings: how.
+        bank: the source of instances.
+        settings: ``MOSAIC.PASTE``.
         categories: bank categories <-> classes.
         classes: of the training set.
         sizes: float32 [bank categories, 2], for ``SIZE: category``.
-        image_format: channel order of what the mapper gives, ``RGB`` or ``BGR``.
+        image_format: channel order of the mapper's images, ``RGB`` or ``BGR``.
         mask_format: ``polygon`` or ``bitmask``; None without masks.
         keypoints: number of keypoints that every annotation must have; 0: none.
-        ignore_label: of semantic segmentation.
+        ignore_label: the ignore label of semantic segmentation.
     """
 
     bank: mosaicbank.Bank
@@ -141,7 +141,7 @@ class Paster:
             self._drawn_from = usable
 
     def stocked(self) -> bool:
-        """Whether there is anything to paste."""
+        """Whether the bank has anything to paste."""
         return int(self.bank.stats()["instances"]) > 0
 
     def _paste(
@@ -197,22 +197,22 @@ class Paster:
     def before(
         self, record: dict[str, Any], image: Optional[npt.NDArray[np.uint8]], seed: int
     ) -> tuple[dict[str, Any], Optional[npt.NDArray[np.uint8]], list[PastedInfo]]:
-        """Paste on an image as it comes from its file.
+        """Paste on an image as read from its file.
 
         Args:
             record: dataset dictionary; not changed.
             image: ``uint8 [H, W, 3]`` RGB, or None to read ``file_name``.
-            seed: of everything that is drawn.
+            seed: for everything that is drawn.
 
         Returns:
-            the record with its annotations brought up to date, the new image, and what was pasted;
-            record and image as they came when nothing was.
+            the record with updated annotations, the new image, and what was pasted; the unchanged
+            record and image if nothing was.
         """
         pixels = image
         if pixels is None:
             pixels = detection_utils.read_image(record["file_name"], format="RGB")
             if pixels.shape[:2] != (record["height"], record["width"]):
-                return record, image, []  # the mapper will say so
+                return record, image, []  # the mapper reports the mismatch
         annotations = record.get("annotations", [])
         things = [a for a in annotations if not a.get("iscrowd", 0)]
         crowds = [a for a in annotations if a.get("iscrowd", 0)]
@@ -272,22 +272,22 @@ class Paster:
     # --- after the mapper --------------------------------------------------------------------
 
     def check_fields(self, sample: Mapping[str, Any]) -> None:
-        """Refuse samples that we cannot paste on after the mapper.
+        """Refuse samples that cannot be pasted on after the mapper.
 
         Raises:
-            ValueError: an annotation field whose value for a pasted object is not known.
+            ValueError: an annotation field whose value for a pasted object is unknown.
         """
         if "instances" not in sample:
             raise ValueError(
                 "MOSAIC.PASTE.STAGE 'after': expected a mapper whose samples have 'instances', got "
-                f"{sorted(map(str, sample))}\n  MOSAIC.PASTE.STAGE: 'before' goes with any mapper"
+                f"{sorted(map(str, sample))}\n  MOSAIC.PASTE.STAGE: 'before' works with any mapper"
             )
         unknown = [n for n in sample["instances"].get_fields() if n not in _KNOWN_FIELDS]
         if unknown:
             raise ValueError(
                 f"MOSAIC.PASTE.STAGE 'after': expected instances with {', '.join(_KNOWN_FIELDS)}, "
                 f"got also {', '.join(unknown)}\n"
-                "  MOSAIC.PASTE.STAGE: 'before' goes with any mapper"
+                "  MOSAIC.PASTE.STAGE: 'before' works with any mapper"
             )
 
     def after(self, sample: dict[str, Any], seed: int) -> list[PastedInfo]:
@@ -296,7 +296,7 @@ class Paster:
         Args:
             sample: with ``image``, a tensor [3, H, W] of ``image_format`` with values 0..255, and
                 ``instances``.
-            seed: of everything that is drawn.
+            seed: for everything that is drawn.
 
         Returns:
             what was pasted.
@@ -385,7 +385,7 @@ def _rectangle(box: Sequence[float]) -> list[list[float]]:
 
 
 def _outline(annotation: Mapping[str, Any], box: Sequence[float]) -> Any:
-    """Polygons or RLE of an object; its box where it has neither."""
+    """Polygons or RLE of an object; its box if it has neither."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, Mapping):
         return segmentation if isinstance(segmentation, dict) else dict(segmentation)

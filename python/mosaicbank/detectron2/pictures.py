@@ -1,4 +1,4 @@
-"""What the trainer saw, to look at."""
+"""Draw what the trainer saw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detectron2.utils.visualizer import Visualizer
 
 from mosaicbank.detectron2.sample import INFO, SampleInfo
 
-# How much a mask's colour covers of what is under it.
+# Opacity of a mask's colour.
 _ALPHA = 0.25
 
 
@@ -38,13 +38,13 @@ def picture_of(
     image_format: str = "BGR",
     scale: float = 1.0,
 ) -> npt.NDArray[np.uint8]:
-    """A mapped sample with its boxes, masks and names drawn on it.
+    """Draw boxes, masks and names on a mapped sample.
 
     Args:
         sample: with ``image``, a tensor [3, H, W] of 0..255, and ``instances``.
-        names: by contiguous class.
+        names: of the contiguous classes.
         image_format: channel order of the image.
-        scale: of the picture, for small ones.
+        scale: enlarges the image.
 
     Returns:
         ``uint8 [H', W', 3]``, RGB.
@@ -67,5 +67,5 @@ def picture_of(
 
 
 def injected(batch: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The samples of a batch that mosaicbank had a part in."""
+    """The samples of a batch that are mosaics or have pasted instances."""
     return [s for s in batch if s[INFO]["kind"] == "mosaic" or s[INFO]["pasted"]]

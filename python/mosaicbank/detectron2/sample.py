@@ -1,4 +1,4 @@
-"""What every training sample says of itself, under the key ``mosaicbank``."""
+"""What each training sample records about itself, under the key ``mosaicbank``."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ INFO = "mosaicbank"
 class PastedInfo(TypedDict):
     """One pasted instance."""
 
-    #: In the bank.
+    #: Its id in the bank.
     id: str
     #: Contiguous class.
     category: int
-    #: How often it had been used before.
+    #: How often it was used before.
     uses: int
 
 
 class SampleInfo(TypedDict):
-    """How a sample came about."""
+    """How a sample was made."""
 
-    #: Of the sampler.
+    #: The sampler's index.
     index: int
     #: ``real``, ``mosaic``, or ``miss``: a real image because the bank had no mosaic.
     kind: str
-    #: Contiguous class that a slot asked for; None for real images.
+    #: Contiguous class that the slot asked for; None for real images.
     category: Optional[int]
     #: The mosaic's id.
     mosaic: Optional[str]
-    #: How often the mosaic had been used before.
+    #: How often the mosaic was used before.
     uses: int
     pasted: list[PastedInfo]
-    #: Failures of the bank or the paste, after which the sample went on without.
+    #: Failures of the bank or the paste, after which the sample continued without it.
     errors: int
 
 
@@ -53,7 +53,7 @@ def seed_of(seed: int, purpose: str, key: int) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The generators that mappers draw from start from ``seed``, and are put back afterwards.
+    """Seed the random generators that mappers use; restore their states afterwards.
 
     These are ``random``, ``numpy.random`` and torch's CPU generator; CUDA's is not touched.
     """

@@ -1,7 +1,7 @@
 """Train with mosaics: ``python -m mosaicbank.detectron2.train_net --config-file FILE [opts]``.
 
-The options are those of Detectron2's own ``tools/train_net.py`` (``--num-gpus``, ``--resume``,
-``--eval-only``, ``KEY VALUE`` pairs), and for a ``.py`` file those of its
+It takes the options of Detectron2's ``tools/train_net.py`` (``--num-gpus``, ``--resume``,
+``--eval-only``, ``KEY VALUE`` pairs); for a ``.py`` file, those of
 ``tools/lazyconfig_train_net.py`` (``key=value`` pairs).
 """
 

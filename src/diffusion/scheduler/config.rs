@@ -29,6 +29,18 @@ impl Prediction {
             Self::Sample => "sample",
         }
     }
+
+    fn from_name(path: &Path, name: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|p| p.name() == name);
+        found.ok_or_else(|| {
+            let known = Self::ALL.map(|p| format!("{:?}", p.name()));
+            Error::format(
+                path,
+                format!("prediction_type {}", known.join(" or ")),
+                format!("{name:?} (not supported)"),
+            )
+        })
+    }
 }
 
 /// `scheduler/scheduler_config.json`, with the defaults of the method that it is used for.
@@ -36,10 +48,12 @@ impl Prediction {
 pub struct SchedulerConfig {
     path: PathBuf,
     value: Value,
+    prediction: Prediction,
 }
 
 impl SchedulerConfig {
-    /// Reads the file.
+    /// Reads the file. What the model's output means is the file's `prediction_type`, by default
+    /// the noise.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Io`], [`Error::Format`].
@@ -48,13 +62,28 @@ impl SchedulerConfig {
         // Python writes an infinite bound as a bare word, which is not JSON.
         let text = text.replace(": -Infinity", ": \"-Infinity\"");
         let value = serde_json::from_str(&text).map_err(|e| Error::format(path, "JSON", e))?;
-        let config = Self {
+        let mut config = Self {
             path: path.to_path_buf(),
             value,
+            prediction: Prediction::Epsilon,
         };
         // Whether the class is known is checked on use: a recipe may name another method.
         config.class()?;
+        if let Some(name) = config.keys()?.maybe::<String>("prediction_type")? {
+            config.prediction = Prediction::from_name(path, &name)?;
+        }
         Ok(config)
+    }
+
+    /// The same for a family whose files do not say what its output means.
+    #[must_use]
+    pub fn predicting(self, prediction: Prediction) -> Self {
+        Self { prediction, ..self }
+    }
+
+    /// What the model's output means.
+    pub fn prediction(&self) -> Prediction {
+        self.prediction
     }
 
     /// The file.
@@ -64,28 +93,6 @@ impl SchedulerConfig {
 
     pub(super) fn class(&self) -> Result<String> {
         self.keys()?.need("_class_name")
-    }
-
-    /// What the file says that the model's output means (`prediction_type`, by default the
-    /// noise). A family whose scheduler files do not say it names its own.
-    ///
-    /// # Errors
-    /// [`Error::Format`] for a value that is not known.
-    pub fn prediction(&self) -> Result<Prediction> {
-        let name = self
-            .keys()?
-            .or("prediction_type", Prediction::Epsilon.name().to_owned())?;
-        Prediction::ALL
-            .into_iter()
-            .find(|p| p.name() == name)
-            .ok_or_else(|| {
-                let known = Prediction::ALL.map(|p| format!("{:?}", p.name()));
-                Error::format(
-                    &self.path,
-                    format!("prediction_type {}", known.join(" or ")),
-                    format!("{name:?} (not supported)"),
-                )
-            })
     }
 
     fn keys(&self) -> Result<Keys> {
@@ -106,11 +113,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(
-        config: &SchedulerConfig,
-        prediction: Prediction,
-        steps: u32,
-    ) -> Result<Self> {
+    pub(super) fn new(config: &SchedulerConfig, steps: u32) -> Result<Self> {
         /// More than any published model has; what is larger would only exhaust memory.
         const MAX_TIMESTEPS: i64 = 100_000;
         let mut keys = config.keys()?;
@@ -135,7 +138,7 @@ impl Request {
         }
         Ok(Self {
             keys,
-            prediction,
+            prediction: config.prediction,
             steps,
             total,
         })

@@ -95,49 +95,50 @@ struct Method {
     build: fn(&mut Request) -> Result<Box<dyn Scheduler>>,
 }
 
-/// A trajectory of `steps` steps for a model whose output is a `prediction`. `kind` overrides the
-/// class that the configuration names; keys that the configuration does not hold take the
-/// defaults of the method in use.
-///
-/// # Errors
-/// [`Error::Format`] for values that are malformed or not supported; [`Error::Value`] for a
-/// number of steps that the schedule does not allow.
-pub fn scheduler(
-    config: &SchedulerConfig,
-    prediction: Prediction,
-    kind: Option<SchedulerKind>,
-    steps: u32,
-) -> Result<Box<dyn Scheduler>> {
-    let class = config.class()?;
-    let method = METHODS.iter().find(|m| match kind {
-        Some(kind) => m.name == kind.name(),
-        None => m.class == Some(class.as_str()),
-    });
-    let Some(method) = method else {
-        let known: Vec<&str> = METHODS.iter().filter_map(|m| m.class).collect();
-        return Err(Error::format(
-            config.path(),
-            format!(
-                "_class_name {} (or a recipe that names a scheduler)",
-                known.join(", ")
-            ),
-            format!("{class:?} (not supported)"),
-        ));
-    };
-    if !method.predictions.contains(&prediction) {
-        let names: Vec<String> = method
-            .predictions
-            .iter()
-            .map(|p| format!("{:?}", p.name()))
-            .collect();
-        return Err(Error::format(
-            config.path(),
-            format!("prediction_type {}", names.join(" or ")),
-            format!("{:?} (not supported by {})", prediction.name(), method.name),
-        ));
+impl SchedulerConfig {
+    /// A trajectory of `steps` steps. `kind` overrides the class that the file names; keys that the
+    /// file does not hold take the defaults of the method in use.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for values that are malformed or not supported; [`Error::Value`] for a
+    /// number of steps that the schedule does not allow.
+    pub fn trajectory(
+        &self,
+        kind: Option<SchedulerKind>,
+        steps: u32,
+    ) -> Result<Box<dyn Scheduler>> {
+        let prediction = self.prediction();
+        let class = self.class()?;
+        let method = METHODS.iter().find(|m| match kind {
+            Some(kind) => m.name == kind.name(),
+            None => m.class == Some(class.as_str()),
+        });
+        let Some(method) = method else {
+            let known: Vec<&str> = METHODS.iter().filter_map(|m| m.class).collect();
+            return Err(Error::format(
+                self.path(),
+                format!(
+                    "_class_name {} (or a recipe that names a scheduler)",
+                    known.join(", ")
+                ),
+                format!("{class:?} (not supported)"),
+            ));
+        };
+        if !method.predictions.contains(&prediction) {
+            let names: Vec<String> = method
+                .predictions
+                .iter()
+                .map(|p| format!("{:?}", p.name()))
+                .collect();
+            return Err(Error::format(
+                self.path(),
+                format!("prediction_type {}", names.join(" or ")),
+                format!("{:?} (not supported by {})", prediction.name(), method.name),
+            ));
+        }
+        let mut request = Request::new(self, steps)?;
+        (method.build)(&mut request)
     }
-    let mut request = Request::new(config, prediction, steps)?;
-    (method.build)(&mut request)
 }
 
 /// The timestep of step `i`.
@@ -157,16 +158,15 @@ fn needed(noise: Option<&Tensor>) -> Result<&Tensor> {
 mod tests {
     use super::*;
 
-    fn config(json: &str) -> SchedulerConfig {
+    fn config(json: &str) -> Result<SchedulerConfig> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("scheduler_config.json");
         std::fs::write(&path, json).unwrap();
-        SchedulerConfig::read(&path).unwrap()
+        SchedulerConfig::read(&path)
     }
 
     fn make(json: &str, steps: u32) -> Result<Box<dyn Scheduler>> {
-        let config = config(json);
-        scheduler(&config, config.prediction()?, None, steps)
+        config(json)?.trajectory(None, steps)
     }
 
     #[test]

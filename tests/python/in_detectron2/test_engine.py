@@ -21,7 +21,7 @@ from detectron2.engine import HookBase
 
 import mosaicbank
 from mosaicbank.detectron2 import MosaicTrainer
-from mosaicbank.detectron2.hooks import EngineHook, engine_heartbeats
+from mosaicbank.detectron2.hooks import EngineHook
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = os.environ.get("MOSAICBANK_ENGINE_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
@@ -118,7 +118,7 @@ def test_killing_the_engine_changes_nothing_but_the_counters(engine_cfg, annotat
         if iteration == 3:
             # It works: it has written something.
             bank = Path(engine_cfg.MOSAIC.BANK).parent / "with" / "bank"
-            wait_for(lambda: any(b["mosaics"] > 0 for b in engine_heartbeats(bank)))
+            wait_for(lambda: any(s.mosaics > 0 for s in mosaicbank.engine_status(bank)))
         if iteration in (3, 6):
             pid = wait_for(lambda: hook.engine.handle.status()["pid"])
             os.kill(pid, signal.SIGKILL)
@@ -141,7 +141,7 @@ def test_killing_the_engine_changes_nothing_but_the_counters(engine_cfg, annotat
 
 
 def _engine_pids(bank):
-    return [int(b["pid"]) for b in engine_heartbeats(Path(str(bank.path)))]
+    return [status.pid for status in mosaicbank.engine_status(bank.path)]
 
 
 def _is_running(pid):
