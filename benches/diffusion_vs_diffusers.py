@@ -98,7 +98,8 @@ class Ours:
         self.generator = Generator.from_pretrained(str(model), device=device, dtype=dtype)
         self.recipe = recipe
         # Both sides read the attention of the levels that the recipe says.
-        self.levels = self.generator.resolve_recipe(recipe)["attention"]["levels"]
+        (source,) = self.generator.resolve_recipe(recipe)["masks"]
+        self.levels = source["levels"]
         # Plain names, whose words are the subject that the loop looks for.
         known = [c for c in self.generator.categories or CATEGORIES if c.isidentifier()]
         self.categories = known[:4]

@@ -1,5 +1,7 @@
 //! An instance, and where it came from.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::geometry::PixelBox;
@@ -36,8 +38,10 @@ pub struct Instance {
     pub bbox: PixelBox,
     /// Number of mask pixels.
     pub area: u64,
-    /// Mean attention inside the mask, 0..1.
+    /// Mean of the mask source's soft map (attention, say) inside the mask, 0..1.
     pub score: f32,
+    /// Numbers of the recipe's checks, by kind; those of checks without a number are not there.
+    pub scores: BTreeMap<String, f32>,
     /// Where it came from.
     pub provenance: Provenance,
 }

@@ -17,7 +17,7 @@
 //! | `diffusion` | UNet, VAE, schedulers, attention events | know prompts or masks |
 //! | `family` | one file per generator family: text stack, denoiser, latent space | step a scheduler |
 //! | `mosaic` | layout, the denoising loop, capture, decode, labels | know a family, write files |
-//! | [`mask`] | attention map to mask, on plain arrays | know any other stage |
+//! | [`mask`] | mask sources, refiners and checks, on plain arrays | know any other stage |
 //! | [`instance`] | instances and where they came from | do anything |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
@@ -26,8 +26,10 @@
 //! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
 //! | [`cli`] | one file per subcommand | hold logic |
 //!
-//! `weights`, `text`, `diffusion`, `family` and `mosaic` exist with the cargo feature `engine` only, as does
-//! the part of [`engine`] that runs a model; nothing else links libtorch.
+//! Where new parts go, and how they are tested: `DESIGN.md`, beside `README.md`.
+//!
+//! `weights`, `text`, `diffusion`, `family` and `mosaic` exist with the cargo feature `engine` only,
+//! as does the part of [`engine`] that runs a model; nothing else links libtorch.
 
 pub mod error;
 // What every room shares.
@@ -53,7 +55,7 @@ pub mod family;
 // Regions to a canvas, with the attention of each.
 #[cfg(feature = "engine")]
 pub mod mosaic;
-// Attention maps to masks.
+// Pictures and attention to masks and verdicts.
 pub mod mask;
 // What a mask becomes.
 pub mod instance;

@@ -126,7 +126,7 @@ impl Backend for Fake {
             .map(|c| Denoised {
                 rgb: vec![128; 3 * c.size.area() as usize],
                 size: c.size,
-                attention: vec![Vec::new(); c.regions.len()],
+                captured: None,
                 problem: (self.broken)(c.seed).then(|| "not a number".into()),
             })
             .collect())
@@ -165,6 +165,7 @@ impl Finisher for Fake {
                         bbox: b,
                         area: 32,
                         score: 0.5,
+                        scores: Default::default(),
                         provenance: Provenance {
                             model: "fake".into(),
                             weights: "weights".into(),
@@ -182,6 +183,7 @@ impl Finisher for Fake {
                     subject: r.subject.clone(),
                     guidance: r.guidance,
                     category: r.category.clone(),
+                    source: None,
                     attention: Vec::new(),
                     threshold: 0.0,
                     mask: None,

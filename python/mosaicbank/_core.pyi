@@ -103,7 +103,7 @@ def mask_components(
     mask: npt.NDArray[np.uint8],
 ) -> tuple[npt.NDArray[np.uint32], list[tuple[int, _Box]]]: ...
 def mask_aggregate(
-    maps: list[npt.NDArray[np.float32]], height: int, width: int
+    maps: list[npt.NDArray[np.float32]], height: int, width: int, paper: bool
 ) -> npt.NDArray[np.float32]: ...
 def mask_resize_bicubic(
     map: npt.NDArray[np.float32], height: int, width: int

@@ -64,7 +64,8 @@ pub(super) struct MakeArgs {
     /// Recipe values, a JSON or TOML file
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// One recipe value, over those of the file; VALUE is JSON or a plain word
+    /// One recipe value, over those of the file; VALUE is JSON or a plain word, and dots in KEY
+    /// lead inside: checks.size.min_area=0.01
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Makes the seeds of a new bank reproducible [default: random]

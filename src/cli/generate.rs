@@ -70,7 +70,8 @@ pub(super) struct Args {
     /// Recipe values, a JSON or TOML file
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// One recipe value, over those of the file; VALUE is JSON or a plain word
+    /// One recipe value, over those of the file; VALUE is JSON or a plain word, and dots in KEY
+    /// lead inside: checks.size.min_area=0.01
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Denoising steps [default: the recipe's]

@@ -152,17 +152,7 @@ fn recipe_of(bank: &Bank, kept: &MosaicRecord) -> Result<Recipe> {
         .path()
         .join("recipes")
         .join(format!("{}.json", kept.recipe));
-    let recipe: Recipe =
-        serde_json::from_str(&text).map_err(|e| Error::format(&place, "a recipe", e))?;
-    let hash = recipe.hash()?;
-    if hash != kept.recipe {
-        return Err(Error::format(
-            &place,
-            format!("the recipe with hash {}", kept.recipe),
-            format!("one with hash {hash}"),
-        ));
-    }
-    Ok(recipe)
+    Recipe::read_stored(&text, &kept.recipe, &place)
 }
 
 /// What is the same of a mosaic that was made again.
@@ -190,7 +180,7 @@ impl Comparison {
                     .unwrap_or(0.0)
             })
             .collect();
-        let verdict = |v: crate::mask::Verdict| {
+        let verdict = |v: &crate::mask::Verdict| {
             if v.is_kept() {
                 crate::bank::format::KEPT.to_owned()
             } else {
@@ -214,7 +204,7 @@ impl Comparison {
                     .regions
                     .iter()
                     .zip(&made.regions)
-                    .all(|(a, b)| a.verdict == verdict(b.verdict)),
+                    .all(|(a, b)| a.verdict == verdict(&b.verdict)),
         }
     }
 

@@ -211,7 +211,7 @@ mod tests {
     fn recipe(generator: &Generator, more: Value) -> Result<Recipe> {
         let mut own = json!({
             "height": 128, "width": 128, "steps": 3, "guidance": 1.5, "refine": null,
-            "attention": {"levels": [1]}, "threshold": {"fixed": 0.5},
+            "masks": [{"kind": "attention", "levels": [1], "threshold": {"fixed": 0.5}}],
         });
         for (key, value) in more.as_object().unwrap() {
             own[key] = value.clone();

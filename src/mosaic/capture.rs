@@ -10,16 +10,7 @@ use tch::{Kind, Tensor};
 use crate::diffusion::{AttentionEvent, Layer, Observer, Stage};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
-use crate::recipe::{AttentionParams, Block};
-
-/// The mean attention of one region at one resolution: over heads, layers and steps.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LevelMap {
-    /// Size of the feature map.
-    pub size: Size,
-    /// Row-major probabilities.
-    pub data: Vec<f32>,
-}
+use crate::mask::{Block, Captured, LevelMap, Reading};
 
 /// The sum of one resolution for all regions of a group.
 struct Level {
@@ -29,28 +20,28 @@ struct Level {
     layers: u64,
 }
 
-/// The maps of the regions that are denoised together.
+/// One reading's maps of the regions that are denoised together.
 pub(super) struct GroupMaps {
     levels: BTreeMap<u32, Level>,
     /// The share of every token in its region's map, `[regions, 1, tokens, 1]`.
     selection: Tensor,
     regions: i64,
-    blocks: Vec<Block>,
+    reading: Reading,
 }
 
 impl GroupMaps {
     /// For regions whose latents have `size`, given for each the share of every token of its
     /// prompt in the subject's map.
     pub(super) fn new(
-        params: &AttentionParams,
+        reading: Reading,
         size: Size,
         subjects: &[Vec<f32>],
         device: tch::Device,
     ) -> Self {
         let mut levels = BTreeMap::new();
         let (mut h, mut w) = (size.height, size.width);
-        for level in 0..=params.levels.iter().copied().max().unwrap_or(0) {
-            if params.levels.contains(&level) {
+        for level in 0..=reading.levels.iter().copied().max().unwrap_or(0) {
+            if reading.levels.contains(&level) {
                 let size = Size::new(h, w);
                 levels.insert(
                     level,
@@ -70,7 +61,7 @@ impl GroupMaps {
             levels,
             selection: selection.to_device(device),
             regions,
-            blocks: params.blocks.clone(),
+            reading,
         }
     }
 
@@ -78,7 +69,7 @@ impl GroupMaps {
     ///
     /// # Errors
     /// [`Error::Value`] when no layer matched the recipe's blocks and levels.
-    pub(super) fn finish(self) -> Result<Vec<Vec<LevelMap>>> {
+    pub(super) fn finish(self) -> Result<Vec<Captured>> {
         let mut regions: Vec<Vec<LevelMap>> = vec![Vec::new(); self.regions as usize];
         for level in self.levels.into_values() {
             let Some(sum) = level.sum else { continue };
@@ -99,12 +90,21 @@ impl GroupMaps {
         }
         if regions.iter().any(Vec::is_empty) {
             return Err(Error::value(
-                "recipe, key \"attention\"",
+                "recipe, key \"masks\", a reading of attention",
                 "blocks and levels at which the model attends to the prompt",
-                format!("{:?}, where it has none", self.blocks),
+                format!(
+                    "{:?} at levels {:?}, where it has none",
+                    self.reading.blocks, self.reading.levels
+                ),
             ));
         }
-        Ok(regions)
+        Ok(regions
+            .into_iter()
+            .map(|levels| Captured {
+                reading: self.reading.clone(),
+                levels,
+            })
+            .collect())
     }
 }
 
@@ -115,7 +115,7 @@ impl Observer for GroupMaps {
             Stage::Mid => Block::Mid,
             Stage::Up => Block::Up,
         };
-        self.blocks.contains(&block) && self.levels.values().any(|l| l.size == grid)
+        self.reading.blocks.contains(&block) && self.levels.values().any(|l| l.size == grid)
     }
 
     fn attention(&mut self, event: &AttentionEvent<'_>) -> Result<()> {

@@ -9,13 +9,14 @@ use tch::{Device, Kind, Tensor};
 
 use super::blend_weights::blend_weights;
 use super::canvas::{Canvas, Region};
-use super::capture::{GroupMaps, LevelMap};
+use super::capture::GroupMaps;
 use super::model::Model;
 use crate::diffusion::{Observer, Scheduler, Watch};
 use crate::error::{Error, Result};
 use crate::family::{Conditioned, Conditioning, Placement};
 use crate::geometry::{LatentBox, Size};
-use crate::recipe::{Recipe, SubjectTokens};
+use crate::mask::{Captured, SubjectTokens};
+use crate::recipe::Recipe;
 use crate::rng;
 
 /// A decoded canvas with the attention of its regions.
@@ -25,8 +26,8 @@ pub struct Denoised {
     pub rgb: Vec<u8>,
     /// Pixels.
     pub size: Size,
-    /// For each region its maps by resolution; empty without capture.
-    pub attention: Vec<Vec<LevelMap>>,
+    /// For each region the recipe's readings; `None` without capture: it is not to be labelled.
+    pub captured: Option<Vec<Vec<Captured>>>,
     /// Why the picture cannot be used.
     pub problem: Option<String>,
 }
@@ -69,7 +70,8 @@ struct Group<'m> {
     conditioned: Box<dyn Conditioned + 'm>,
     /// `[n, 1, 1, 1]`; absent without classifier-free guidance.
     guidance: Option<Tensor>,
-    maps: Option<GroupMaps>,
+    /// One for each of the recipe's readings; none without capture.
+    maps: Vec<GroupMaps>,
 }
 
 /// Standard normal noise `[1, channels, h, w]`, float32, from the seed alone.
@@ -134,24 +136,24 @@ pub(super) fn run(
         (controls.step)(i + 1 - first, steps - first);
     }
 
-    let mut attention: Vec<Vec<Vec<LevelMap>>> = canvases
+    let mut captured: Vec<Vec<Vec<Captured>>> = canvases
         .iter()
         .map(|c| vec![Vec::new(); c.regions.len()])
         .collect();
     for group in groups {
-        if let Some(maps) = group.maps {
-            for ((c, r), levels) in group.members.into_iter().zip(maps.finish()?) {
-                attention[c][r] = levels;
+        for maps in group.maps {
+            for (&(c, r), one) in group.members.iter().zip(maps.finish()?) {
+                captured[c][r].push(one);
             }
         }
     }
     let mut out = Vec::with_capacity(canvases.len());
-    for ((canvas, run), attention) in canvases.iter().zip(&running).zip(attention) {
+    for ((canvas, run), captured) in canvases.iter().zip(&running).zip(captured) {
         let (rgb, problem) = decode(model, &run.latents, controls)?;
         out.push(Denoised {
             rgb,
             size: canvas.size,
-            attention,
+            captured: controls.capture.then_some(captured),
             problem,
         });
     }
@@ -348,21 +350,22 @@ fn group<'m>(
                     .view([-1, 1, 1, 1])
                     .to_device(model.device)
             });
-            let maps = if controls.capture {
-                let size = Size::new(height, width);
-                let subjects = regions
-                    .iter()
-                    .map(|r| subject_shares(model, recipe, r))
-                    .collect::<Result<Vec<_>>>()?;
-                Some(GroupMaps::new(
-                    &recipe.attention,
-                    size,
-                    &subjects,
-                    model.device,
-                ))
+            let readings = if controls.capture {
+                recipe.readings()
             } else {
-                None
+                Vec::new()
             };
+            let maps = readings
+                .into_iter()
+                .map(|reading| {
+                    let subjects = regions
+                        .iter()
+                        .map(|r| subject_shares(model, reading.subject, r))
+                        .collect::<Result<Vec<_>>>()?;
+                    let size = Size::new(height, width);
+                    Ok(GroupMaps::new(reading, size, &subjects, model.device))
+                })
+                .collect::<Result<_>>()?;
             let n = members.len() as i64;
             let first = prompts.len() as i64 - n;
             let mut placements = Vec::with_capacity(prompts.len());
@@ -389,11 +392,11 @@ fn group<'m>(
 }
 
 /// For each token of the region's prompt, its share in the map of the subject; they sum to 1.
-fn subject_shares(model: &Model, recipe: &Recipe, region: &Region) -> Result<Vec<f32>> {
+fn subject_shares(model: &Model, read: SubjectTokens, region: &Region) -> Result<Vec<f32>> {
     let subject = &region.subject;
     let tokens = model.tokens(&subject.prompt)?;
     let mut positions = tokens.positions(&subject.span);
-    if recipe.attention.subject == SubjectTokens::Last {
+    if read == SubjectTokens::Last {
         positions = positions.split_off(positions.len().saturating_sub(1));
     }
     let n = tokens.ids.len();
@@ -439,7 +442,7 @@ fn predict(
         .copied()
         .unwrap_or_default();
     let mut watch = Watch::new(controls.check);
-    if let Some(maps) = &mut group.maps {
+    for maps in &mut group.maps {
         watch = watch.observed_by(maps);
     }
     for observer in &mut controls.observers {

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
@@ -16,6 +15,7 @@ use super::prompt::Subject;
 use crate::dataset::CategoryTable;
 use crate::diffusion::Observer;
 use crate::error::{Error, Result};
+use crate::mask::Tools;
 use crate::recipe::Recipe;
 use crate::rng;
 
@@ -250,9 +250,7 @@ impl Generator {
 
     /// The CPU's part of the work alone, for a thread of its own beside the device's.
     pub fn labeller(&self) -> Labeller {
-        Labeller {
-            model: self.model.id.clone(),
-        }
+        Labeller::new(self.model.id.clone(), Tools::default())
     }
 
     /// Makes labelled mosaics: [`Generator::denoise`], then [`Generator::label`].
@@ -288,9 +286,16 @@ impl Generator {
 #[derive(Debug, Clone)]
 pub struct Labeller {
     model: ModelId,
+    tools: Tools,
 }
 
 impl Labeller {
+    /// A labeller for what this model made; `tools` is what the recipe's mask sources, refiners
+    /// and checks may borrow.
+    pub const fn new(model: ModelId, tools: Tools) -> Self {
+        Self { model, tools }
+    }
+
     /// As [`Generator::label`].
     ///
     /// # Errors
@@ -301,14 +306,14 @@ impl Labeller {
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
     ) -> Result<Vec<Mosaic>> {
-        let recipe_hash = recipe.hash()?;
-        canvases
-            .par_iter()
-            .zip(denoised)
-            .map(|(canvas, denoised)| {
-                label::label(&self.model, recipe, &recipe_hash, canvas, denoised)
-            })
-            .collect()
+        label::label(
+            &self.model,
+            recipe,
+            &recipe.hash()?,
+            canvases,
+            denoised,
+            &self.tools,
+        )
     }
 }
 

@@ -1,15 +1,20 @@
-//! From a decoded canvas with its attention to labelled instances.
+//! From decoded canvases with what was captured of them to labelled instances.
 
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::canvas::{Canvas, Region};
+use super::canvas::Canvas;
 use super::denoise::Denoised;
+use super::examine::{Examined, examine};
 use super::model::ModelId;
 use super::prompt::Subject;
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 use crate::instance::{Instance, Provenance};
-use crate::mask::{BinaryMask, Rle, Verdict, aggregate, filter_region};
+use crate::mask::region::cut;
+use crate::mask::{BinaryMask, Captured, RegionView, Rle, Tools, Verdict};
 use crate::recipe::{Keep, Recipe, hex};
 
 /// One region of a finished mosaic, with the whole way to its verdict.
@@ -25,11 +30,14 @@ pub struct RegionResult {
     pub guidance: f64,
     /// Category of its subject.
     pub category: String,
-    /// Attention map of the region's size, row-major, 0..1; empty without capture.
+    /// Kind of the mask source that its mask comes from; `None` without a mask.
+    pub source: Option<&'static str>,
+    /// The source's soft map (for `attention` the attention map) of the region's size, row-major,
+    /// 0..1; empty without a mask.
     pub attention: Vec<f32>,
-    /// Attention above this is the first mask, 0..1; 0 without capture.
+    /// The soft map above this is the first mask, 0..1; 0 without a mask.
     pub threshold: f32,
-    /// Refined mask of the region's size, before the filter; `None` without capture.
+    /// Refined mask of the region's size, before the checks.
     pub mask: Option<BinaryMask>,
     /// Kept, or why not.
     pub verdict: Verdict,
@@ -105,63 +113,120 @@ pub(super) fn mosaic_id(model: &ModelId, recipe_hash: &str, canvas: &Canvas) -> 
     hex(&hash.finalize()[..16])
 }
 
-/// The pixels of `window`, row-major RGB.
-fn cut(rgb: &[u8], size: Size, window: PixelBox) -> Vec<u8> {
-    let stride = 3 * size.width as usize;
-    let (x0, x1) = (3 * window.x0 as usize, 3 * window.x1 as usize);
-    (window.y0 as usize..window.y1 as usize)
-        .flat_map(|y| &rgb[y * stride + x0..y * stride + x1])
-        .copied()
-        .collect()
-}
-
-/// Attention maps to masks, masks to instances.
+/// Labels decoded canvases, all of them through each stage of the recipe together.
 pub(super) fn label(
     model: &ModelId,
     recipe: &Recipe,
     recipe_hash: &str,
-    canvas: &Canvas,
-    denoised: Denoised,
-) -> Result<Mosaic> {
-    if denoised.size != canvas.size || denoised.attention.len() != canvas.regions.len() {
+    canvases: &[Canvas],
+    denoised: Vec<Denoised>,
+    tools: &Tools,
+) -> Result<Vec<Mosaic>> {
+    if denoised.len() != canvases.len() {
         return Err(Error::value(
-            "decoded canvas",
-            format!("{:?} with {} regions", canvas.size, canvas.regions.len()),
-            format!("{:?} with {}", denoised.size, denoised.attention.len()),
+            "decoded canvases",
+            format!("{}, as many as were laid out", canvases.len()),
+            denoised.len(),
         ));
     }
+    let mut views = Vec::new();
+    for (canvas, picture) in canvases.iter().zip(&denoised) {
+        let captured = picture.captured.as_deref();
+        let regions = captured.map_or(canvas.regions.len(), <[_]>::len);
+        if picture.size != canvas.size || regions != canvas.regions.len() {
+            return Err(Error::value(
+                "decoded canvas",
+                format!("{:?} with {} regions", canvas.size, canvas.regions.len()),
+                format!("{:?} with {regions}", picture.size),
+            ));
+        }
+        for (region, captured) in canvas.regions.iter().zip(usable(picture)) {
+            views.push(RegionView {
+                rgb: &picture.rgb,
+                canvas: canvas.size,
+                bbox: region.bbox,
+                own: region.own,
+                base: recipe.base(),
+                category: &region.category,
+                prompt: &region.subject.prompt,
+                subject: region.subject.span.clone(),
+                seed: canvas.seed,
+                captured,
+            });
+        }
+    }
+    let mut examined = examine(recipe, &views, tools)?.into_iter();
+    let parts: Vec<_> = canvases
+        .iter()
+        .zip(denoised)
+        .map(|(canvas, picture)| {
+            let found: Vec<Examined> = examined.by_ref().take(usable(&picture).len()).collect();
+            (canvas, picture, found)
+        })
+        .collect();
+    parts
+        .into_par_iter()
+        .map(|(canvas, picture, found)| {
+            finish(model, recipe, recipe_hash, canvas, picture, found)
+        })
+        .collect()
+}
+
+/// What was captured of each region; nothing when there is nothing to label.
+fn usable(picture: &Denoised) -> &[Vec<Captured>] {
+    match &picture.captured {
+        Some(captured) if picture.problem.is_none() => captured,
+        _ => &[],
+    }
+}
+
+/// One canvas with what was found in its regions (nothing, where it is not to be labelled).
+fn finish(
+    model: &ModelId,
+    recipe: &Recipe,
+    recipe_hash: &str,
+    canvas: &Canvas,
+    picture: Denoised,
+    found: Vec<Examined>,
+) -> Result<Mosaic> {
     let id = mosaic_id(model, recipe_hash, canvas);
     let mut mosaic = Mosaic {
         id: id.clone(),
         seed: canvas.seed,
         size: canvas.size,
-        rgb: denoised.rgb,
+        rgb: picture.rgb,
         window: PixelBox::new(0, 0, canvas.size.width, canvas.size.height),
         regions: Vec::with_capacity(canvas.regions.len()),
         instances: Vec::new(),
-        problem: denoised.problem,
+        problem: picture.problem,
     };
-    let mut found = Vec::with_capacity(canvas.regions.len());
-    for (region, levels) in canvas.regions.iter().zip(&denoised.attention) {
+    let mut kept = Vec::with_capacity(canvas.regions.len());
+    let mut found = found.into_iter();
+    for region in &canvas.regions {
         let mut result = RegionResult {
             bbox: region.bbox,
             own: region.own,
             subject: region.subject.clone(),
             guidance: region.guidance,
             category: region.category.clone(),
+            source: None,
             attention: Vec::new(),
             threshold: 0.0,
             mask: None,
             verdict: Verdict::NoAttention,
         };
-        let usable = mosaic.problem.is_none()
-            && !levels.is_empty()
-            && levels.iter().all(|l| l.data.iter().all(|v| v.is_finite()));
-        found.push(if usable {
-            examine(recipe, &mosaic, region, levels, &mut result)?
-        } else {
-            Vec::new()
-        });
+        let mut objects = Vec::new();
+        if let Some(examined) = found.next() {
+            if let Some((source, proposal)) = examined.proposal {
+                result.source = Some(source);
+                result.attention = proposal.soft;
+                result.threshold = proposal.threshold;
+            }
+            result.mask = examined.mask;
+            result.verdict = examined.verdict;
+            objects = examined.objects;
+        }
+        kept.push(objects);
         mosaic.regions.push(result);
     }
     let failed = mosaic
@@ -170,13 +235,13 @@ pub(super) fn label(
         .filter(|r| !r.verdict.is_kept())
         .count() as u32;
     if recipe.keep == Keep::Canvas && failed > 0 {
-        found.iter_mut().for_each(Vec::clear);
+        kept.iter_mut().for_each(Vec::clear);
         for region in mosaic.regions.iter_mut().filter(|r| r.verdict.is_kept()) {
             region.verdict = Verdict::CanvasDropped { failed };
         }
     }
-    for (index, (masks, region)) in found.into_iter().zip(&mosaic.regions).enumerate() {
-        for mask in masks {
+    for (index, (objects, region)) in kept.into_iter().zip(&mosaic.regions).enumerate() {
+        for (mask, scores) in objects {
             let provenance = Provenance {
                 model: model.name.clone(),
                 weights: model.weights.clone(),
@@ -186,7 +251,9 @@ pub(super) fn label(
                 mosaic: id.clone(),
                 region: index as u32,
             };
-            mosaic.instances.push(instance(region, &mask, provenance)?);
+            mosaic
+                .instances
+                .push(instance(region, &mask, scores, provenance)?);
         }
     }
     if recipe.keep == Keep::Crop {
@@ -195,41 +262,11 @@ pub(super) fn label(
     Ok(mosaic)
 }
 
-/// Attention, mask and verdict of one region; the kept masks, on the whole canvas.
-fn examine(
-    recipe: &Recipe,
-    mosaic: &Mosaic,
-    region: &Region,
-    levels: &[super::capture::LevelMap],
-    result: &mut RegionResult,
-) -> Result<Vec<BinaryMask>> {
-    let size = region.bbox.size();
-    let maps: Vec<(Size, &[f32])> =
-        levels.iter().map(|l| (l.size, l.data.as_slice())).collect();
-    result.attention = aggregate(&maps, size)?;
-    result.threshold = recipe.threshold.level(&result.attention);
-    let mut mask = recipe.threshold.apply(&result.attention, size)?;
-    if let Some(refine) = &recipe.refine {
-        let guide = cut(&mosaic.rgb, mosaic.size, region.bbox);
-        mask = refine.apply(&mask, &guide)?;
-    }
-    let (verdict, masks) = filter_region(
-        &recipe.filter,
-        &mask,
-        region.bbox,
-        region.own,
-        mosaic.size,
-        recipe.base(),
-    )?;
-    result.verdict = verdict;
-    result.mask = Some(mask);
-    Ok(masks)
-}
-
-/// A kept mask as an instance; its score is the mean attention inside it.
+/// A kept mask as an instance; its score is the mean of the soft map inside it.
 fn instance(
     region: &RegionResult,
     mask: &BinaryMask,
+    scores: BTreeMap<String, f32>,
     provenance: Provenance,
 ) -> Result<Instance> {
     let rle = Rle::encode(mask)?;
@@ -250,6 +287,7 @@ fn instance(
         bbox,
         area,
         score: (sum / area as f64) as f32,
+        scores,
         mask: rle,
         provenance,
     })

@@ -6,6 +6,7 @@ mod blend_weights;
 mod canvas;
 mod capture;
 mod denoise;
+mod examine;
 mod generator;
 mod guard;
 mod label;
@@ -14,7 +15,6 @@ mod model;
 mod prompt;
 
 pub use canvas::{Canvas, Region, RegionImage};
-pub use capture::LevelMap;
 pub use denoise::Denoised;
 pub use generator::{
     Generator, Labeller, Options, Progress, choose_categories, regions_per_call,

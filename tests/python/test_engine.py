@@ -36,8 +36,8 @@ RECIPE: dict[str, Any] = {
     "height": 64,
     "width": 64,
     "steps": 2,
-    "refine": None,
-    "filter": {"components": "each", "min_area": 0.001, "max_area": 1.0},
+    "refine": [],
+    "checks": {"size": {"components": "each", "min_area": 0.001, "max_area": 1.0}},
 }
 NAMES = [
     *("banana", "teapot", "apple", "carrot", "owl", "fish", "taco", "wolf", "snake", "violin"),
