@@ -124,21 +124,24 @@ fn merge_list(below: &mut Value, above: Value, place: &str) -> Result<()> {
         }
         Value::Object(kinds) => {
             for (kind, change) in kinds {
-                let mut found: Vec<&mut Value> =
-                    list.iter_mut().filter(|e| is_kind(e, &kind)).collect();
-                match (change, found.as_mut_slice()) {
+                let count = list.iter().filter(|e| is_kind(e, &kind)).count();
+                match (change, count) {
                     (Value::Null, _) => list.retain(|e| !is_kind(e, &kind)),
-                    (Value::Object(own), [entry]) => put(entry, own),
-                    (Value::Object(own), []) => {
+                    (Value::Object(own), 0) => {
                         let mut entry = plain(&kind);
                         put(&mut entry, own);
                         list.push(entry);
+                    }
+                    (Value::Object(own), 1) => {
+                        if let Some(entry) = list.iter_mut().find(|e| is_kind(e, &kind)) {
+                            put(entry, own);
+                        }
                     }
                     (Value::Object(_), several) => {
                         return Err(Error::value(
                             place,
                             format!("the whole list, since it has several {kind:?}"),
-                            format!("a change to one of {}", several.len()),
+                            format!("a change to one of {several}"),
                         ));
                     }
                     (other, _) => {

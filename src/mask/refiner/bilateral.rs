@@ -374,8 +374,8 @@ impl BilateralGrid {
     /// [`Error::Value`] when the length is not the size's times three, the size is empty or
     /// over 2^28 positions, or a parameter is out of range.
     pub fn new(rgb: &[u8], size: Size, params: &Bilateral) -> Result<Self> {
-        params.validate()?;
-        if size.area() == 0 || size.area() > super::rle::MAX_PIXELS {
+        params.validate("bilateral")?;
+        if size.area() == 0 || size.area() > crate::mask::rle::MAX_PIXELS {
             return Err(Error::value(
                 "guide picture",
                 "at least 1 x 1 and at most 2^28 positions",
