@@ -309,7 +309,7 @@ impl Unet {
             index: 0,
         };
         let mut transform =
-            |t: &SpatialTransformer, x: &Tensor, stage, watch: &mut Watch<'_>| {
+            |t: &SpatialTransformer, x: &Tensor, stage: Stage, watch: &mut Watch<'_>| {
                 if stage != next.stage {
                     next = Layer { stage, index: 0 };
                 }

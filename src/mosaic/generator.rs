@@ -226,7 +226,10 @@ impl Generator {
                 check: &mut *progress.check,
                 step: &mut *progress.step,
                 capture: options.capture,
-                observers: observers.iter_mut().map(|o| &mut **o as _).collect(),
+                observers: observers
+                    .iter_mut()
+                    .map(|o| &mut **o as &mut dyn Observer)
+                    .collect(),
                 batch: options
                     .batch
                     .unwrap_or_else(|| regions_per_call(self.model.device)),
