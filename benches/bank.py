@@ -2,9 +2,9 @@
 
     python benches/bank.py [--records 1000000] [--reads 2000] [--bank DIR]
 
-Random reads: instances of 256 x 256, drawn, checked and decoded. Opening: a bank of many small
-records (made first, which takes minutes; ``--bank`` keeps it for another run), in fresh
-processes: time from ``open`` to the first draw, and private memory after 200 draws.
+Random reads: instances of 256 x 256 are drawn, checked and decoded. Opening: a bank of many small
+records, in fresh processes: time from ``open`` to the first draw, and private memory after 200
+draws. Making that bank takes minutes; ``--bank`` keeps it for another run.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from mosaicbank import _core
 
 
 def private():
-    """Memory of this process alone, MB; pages of mapped files belong to the page cache."""
+    """Private memory of this process in MB, without the pages of mapped files."""
     with open("/proc/self/smaps_rollup") as file:
         lines = [line.split() for line in file if line.startswith("Private_Dirty")]
     return sum(int(words[1]) for words in lines) / 1024

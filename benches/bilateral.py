@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benches/bilateral.py [--repeat 7] [--size 384 512]
 
 Times the solver alone (one target: grid, bistochastization, conjugate gradients) and the whole
-refinement (two passes; both sides build the grid once). Prints the median processor times and
+refinement (two passes; both sides build the grid once). Prints the median CPU times and
 their ratio. The reference is ``tests/python/bilateral_reference.py``; ``solve`` is compared with
-both of its ways to find the grid's vertices, by hashed rows and by NumPy's unique rows.
+both of its methods to find the grid's vertices: hashed rows and NumPy's unique rows.
 """
 
 import argparse

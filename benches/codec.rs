@@ -4,8 +4,8 @@
 //! cargo bench --bench codec [-- FOLDER_OF_PHOTOGRAPHS]
 //! ```
 //!
-//! Cuts a 256 x 256 piece out of each picture (synthetic ones without a folder), codes it with every
-//! codec, and prints means over the pictures of the best of 15 decodes each.
+//! Crops 256 x 256 from each image (synthetic images without a folder), encodes it with every codec,
+//! and prints means over the images of the best of 15 decodes each.
 
 use std::time::Instant;
 

@@ -61,8 +61,8 @@ def fill_bank(
     pictures: Sequence[Path],
     per_category: int = 4,
 ) -> None:
-    """A bank of mosaics that are pictures of the training set, 384 x 512, with two masks of about a
-    sixth of the area each: what they show is as hard to decode as what a model makes."""
+    """A bank whose mosaics are images of the training set, 384 x 512, with two masks of about a
+    sixth of the area each: as hard to decode as generated ones."""
     bank = mosaicbank.Bank.create(path, categories, max_uses=0)
     rng = np.random.default_rng(0)
     ys, xs = np.mgrid[0:384, 0:512]
@@ -89,7 +89,7 @@ def fill_bank(
 
 
 def config(options: argparse.Namespace, bank: Path) -> Any:
-    """The usual augmentation of Detectron2's recipes: short edge 640 to 800, flip."""
+    """The usual augmentation of Detectron2's configs: short edge 640 to 800, flip."""
     cfg = get_cfg()
     add_mosaic_config(cfg)
     if options.training:
@@ -121,7 +121,7 @@ def config(options: argparse.Namespace, bank: Path) -> Any:
 
 
 def mapper_of(cfg: Any, options: argparse.Namespace) -> DatasetMapper:
-    """Detectron2's own, with the augmentation of ``--augmentation``."""
+    """Detectron2's mapper with the augmentation of ``--augmentation``."""
     if options.augmentation == "edge":
         return DatasetMapper(cfg, is_train=True)
     side = 1024
@@ -130,7 +130,7 @@ def mapper_of(cfg: Any, options: argparse.Namespace) -> DatasetMapper:
         T.FixedSizeCrop(crop_size=(side, side)),
         T.RandomFlip(),
     ]
-    # Boxes of polygons as they are after the crop, as its recipe has it.
+    # Boxes are recomputed from the cropped polygons, as in Detectron2's configs.
     return DatasetMapper(cfg, is_train=True, augmentations=large_scale_jitter, recompute_boxes=True)
 
 
@@ -141,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--annotations", type=Path, help="LVIS-style file with images/ beside it")
     made.add_argument("--out", type=Path, default=Path("out/bench-detectron2"))
-    made.add_argument("--images", type=int, default=100, help="per turn")
+    made.add_argument("--images", type=int, default=100, help="images per turn")
     made.add_argument("--turns", type=int, default=5)
     made.add_argument("--paste", type=int, default=20, help="instances per real image")
     made.add_argument("--stage", choices=("before", "after"), default="before")
@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def seconds_per_image(iterator: Any, images: int) -> float:
-    """CPU time of the next ``images`` batches of one; other processes do not count."""
+    """CPU time per image over the next ``images`` batches of one, of this process alone."""
     start = time.process_time()
     for _ in itertools.islice(iterator, images):
         pass
@@ -169,18 +169,18 @@ def seconds_per_image(iterator: Any, images: int) -> float:
 
 
 def peak_mib() -> float:
-    """Most memory that this process has had."""
+    """Peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class Clock:
-    """CPU seconds by part; parts may lie within each other."""
+    """CPU seconds by part; parts may be nested."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = collections.defaultdict(float)
 
     def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        """``function``, its time counted as ``part``."""
+        """``function``, with its time counted as ``part``."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             start = time.process_time()
@@ -192,7 +192,7 @@ class Clock:
         return counted
 
     def watch(self, owner: Any, name: str, part: str) -> None:
-        """Count what ``owner.name`` takes."""
+        """Count the time of ``owner.name``."""
         setattr(owner, name, self.timed(getattr(owner, name), part))
 
 
@@ -205,8 +205,8 @@ def workers() -> set[int]:
 
 
 def own_mib(pids: set[int], kind: str) -> float:
-    """Memory that each process has for itself alone, the mean: ``Private_`` is all of it (USS),
-    ``Private_Dirty`` what is not the page cache of a file, such as the bank."""
+    """Mean private memory of the processes: all of it with ``Private_`` (USS), or with
+    ``Private_Dirty`` without the page cache of files such as the bank."""
     private = []
     for pid in pids:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -215,7 +215,7 @@ def own_mib(pids: set[int], kind: str) -> float:
 
 
 def training(cfg: Any, options: argparse.Namespace) -> int:
-    """Train with both loaders in turns, one iteration each, and compare."""
+    """Train with both loaders alternately, one iteration each, and compare."""
     torch.set_num_threads(1)
     model = build_model(cfg)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
@@ -239,7 +239,7 @@ def training(cfg: Any, options: argparse.Namespace) -> int:
     cpu: dict[str, list[float]] = {"off": [], "on": []}
     wall: dict[str, list[float]] = {"off": [], "on": []}
     for i in range(options.training + 5):
-        # Who goes first changes, so that neither profits from the other's warm caches.
+        # The first one alternates, so that neither profits from the other's warm caches.
         for name in ("off", "on") if i % 2 else ("on", "off"):
             trainer = trainers[name]
             start = time.process_time(), time.perf_counter()
@@ -270,7 +270,7 @@ def training(cfg: Any, options: argparse.Namespace) -> int:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Measure and print; also writes ``result.json``."""
+    """Measure, print, and write ``result.json``."""
     options = parser().parse_args(argv)
     logging.getLogger("detectron2").setLevel(logging.WARNING)
     options.out.mkdir(parents=True, exist_ok=True)

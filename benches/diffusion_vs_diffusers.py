@@ -1,8 +1,8 @@
 """Mosaics by mosaicbank against the plain `diffusers` loop with attention capture.
 
-Same weights, steps, threads, noise and regions on both sides, in one run; the loop is the one
-that the parity tests compare with (tests/python/parity/reference.py). The sides take turns, and
-the figures are medians over the turns.
+Both sides use the same weights, steps, threads, noise and regions, in one run. The reference is the
+loop of the parity tests (tests/python/parity/reference.py). The sides alternate, and the figures
+are medians.
 
     python benches/diffusion_vs_diffusers.py                 # the embedded model
     python benches/diffusion_vs_diffusers.py --sd15          # SD 1.5's shape, random weights

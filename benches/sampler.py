@@ -2,10 +2,9 @@
 
     python benches/sampler.py [--categories lvis_v1_train_cat_info.json]
 
-100,170 images, 1,203 categories, about 1.27 million annotations with LVIS' long tail (from
-the category file's image counts where it is given). Each side is built and run in a process of
-its own, so that the memory is its own. Detectron2's side is left out, saying so, where it is
-not installed.
+100,170 images, 1,203 categories, about 1.27 million annotations with LVIS' long tail (from the
+instance counts of the category file if it is given). Each side is built and run in its own process,
+so that memory can be compared. Without Detectron2 its side is skipped, with a message.
 """
 
 import argparse
@@ -40,7 +39,7 @@ def peak():
 
 
 def private():
-    """Memory of this process alone, MB; pages of mapped files belong to the page cache."""
+    """Private memory of this process in MB, without the pages of mapped files."""
     with open("/proc/self/smaps_rollup") as file:
         lines = [line.split() for line in file if line.startswith("Private_Dirty")]
     return sum(int(words[1]) for words in lines) / 1024

@@ -1,7 +1,7 @@
 """Scenes of the pictures that the embedded model was trained on, with exact masks.
 
-``art.zip`` is made by ``python/train_embedded/prepare.py`` from openly licensed packages; it is not
-part of the package.
+``python/train_embedded/prepare.py`` makes ``art.zip`` from openly licensed packages. It is not part
+of mosaicbank.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from mosaicbank import masks
 
-#: In many training pictures each.
+#: Categories in many training images.
 FREQUENT = (
     "apple",
     "banana",
@@ -30,13 +30,13 @@ FREQUENT = (
     "taco",
     "umbrella",
 )
-#: In two training pictures each.
+#: Categories in two training images each.
 RARE = ("boxing_glove", "cassette", "hippopotamus", "race_car", "saxophone", "violin")
 
 _PICTURES = 120
 _FREQUENT_PICTURES, _RARE_PICTURES, _BALANCED = 40, 2, 24
 _LARGEST, _SMALLEST = 96, 48
-# What the embedded model has not seen stays out, as there.
+# Styles that the embedded model was trained on.
 _STYLES = ("fluent3d", "fluent", "twemoji", "noto")
 _TURN = 20
 _FOREGROUND = 128
@@ -62,7 +62,7 @@ def _pictures(art: Path) -> tuple[dict[str, list[Any]], dict[str, int]]:
 
 
 def _paint(canvas: Any, picture: Any, cell: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Put one object into a cell of the canvas; returns its annotation."""
+    """Draw one object in a cell of the canvas; returns its annotation."""
     from PIL import Image
 
     side = int(rng.integers(_SMALLEST, _LARGEST))
@@ -89,13 +89,13 @@ def _paint(canvas: Any, picture: Any, cell: int, rng: np.random.Generator) -> di
 
 
 def make_training_set(folder: Path, art: Path, seed: int = 0, balanced: bool = False) -> Path:
-    """Compose the pictures and write an LVIS annotation file.
+    """Compose the images and write an LVIS annotation file.
 
     Args:
         folder: gets ``train.json`` and ``images/``.
         art: ``art.zip``.
-        seed: the same one gives the same set.
-        balanced: every category is in 24 pictures, as an evaluation wants it.
+        seed: the same seed gives the same set.
+        balanced: every category is in 24 images, for an evaluation.
 
     Returns:
         the annotation file.

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-# Before torch: the trainer and the engine share few cores, and threads that wait must not spin.
+# Before torch: the trainer and the engine share few cores, so waiting threads must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import detectron2
@@ -42,13 +42,13 @@ CONFIG = ROOT / "configs" / "detectron2" / "demo_mask_rcnn_R_18_FPN.yaml"
 MARKER = ".mosaicbank-demo"
 _OWN = (MARKER, "bank", "data", "detectron2.log", "saw", "training")
 DATASET = "mosaicbank_demo"
-# Pictures that are kept of each kind of sample.
+# Images to keep of each kind of sample.
 _KEPT = {"mosaic": 12, "pasted": 12, "real": 4}
 _RULE = "-" * 78
 
 
 def say(text: str = "") -> None:
-    """Print at once, whoever reads."""
+    """Print and flush."""
     print(text, flush=True)
 
 
@@ -77,7 +77,7 @@ def claim(folder: Path) -> None:
 
 
 def log_to(path: Path) -> None:
-    """Detectron2's own log goes into a file: it is long."""
+    """Send Detectron2's log to a file: it is long."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
     for name in ("detectron2", "fvcore"):
@@ -89,14 +89,14 @@ def log_to(path: Path) -> None:
 
 
 def which_detectron2() -> str:
-    """The Detectron2 that is used, and where it is from."""
+    """Version and origin of the Detectron2 in use."""
     distributions = importlib.metadata.packages_distributions() if _py310() else {}
     names = distributions.get("detectron2", ["detectron2"])
     where = os.path.dirname(str(detectron2.__file__))
     text = f"Detectron2 {detectron2.__version__} from {', '.join(sorted(set(names)))} ({where})"
     if "sal-detectron2" in names:
         text += (
-            "\n  a third-party build for CPython 3.10; to work with, install Detectron2 as its "
+            "\n  a third-party build for CPython 3.10; for real work, install Detectron2 as its "
             "documentation says"
         )
     return text
@@ -107,7 +107,7 @@ def _py310() -> bool:
 
 
 class Watch(HookBase):  # type: ignore[misc]
-    """Prints what each batch was made of, and keeps pictures."""
+    """Prints what each batch was made of, and saves images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -141,7 +141,7 @@ def _save(picture: Any, path: Path) -> None:
 
 
 def prewarm(python: str, bank: Path, annotations: Path, options: argparse.Namespace) -> None:
-    """Fill the bank with ``mosaicbank prewarm`` of the engine's environment."""
+    """Fill the bank with ``mosaicbank prewarm`` in the engine's environment."""
     command = [
         python, "-m", "mosaicbank", "prewarm",
         "--bank", str(bank),
@@ -151,13 +151,13 @@ def prewarm(python: str, bank: Path, annotations: Path, options: argparse.Namesp
         "--model", options.model,
         "--device", "cpu",
     ]  # fmt: skip
-    say(f"2. The bank beforehand: {options.per_category} mosaics for each rare category, made with")
+    say(f"2. Prewarm the bank: {options.per_category} mosaics for each rare category, made with")
     say("   $ " + " ".join(command))
     subprocess.run(command, check=True)
 
 
 def config(options: argparse.Namespace, bank: Path) -> Any:
-    """The demo's training config, its paths filled in."""
+    """The demo's training config with its paths."""
     cfg = get_cfg()
     add_mosaic_config(cfg)
     cfg.merge_from_file(options.config)
@@ -168,14 +168,14 @@ def config(options: argparse.Namespace, bank: Path) -> Any:
     cfg.MOSAIC.BANK = str(bank)
     cfg.MOSAIC.ENGINE.PYTHON = options.engine_python
     cfg.MOSAIC.ENGINE.MODEL = options.model
-    # Whatever is rare goes on being made: far more than the bank begins with.
+    # The engine makes only rare categories, far more than the bank starts with.
     cfg.MOSAIC.ENGINE.ARGS = [*cfg.MOSAIC.ENGINE.ARGS, "--categories", ",".join(drawings.RARE)]
     cfg.freeze()
     return cfg
 
 
 def report(trainer: MosaicTrainer, bank: mosaicbank.Bank, before: dict[str, Any]) -> bool:
-    """Say what happened; whether all of it did."""
+    """Print what happened; returns whether mosaics, pasting and an engine were all seen."""
     loader = trainer.data_loader
     counts, names = loader.counts, loader.classes.names
     infos = loader.recent()
@@ -189,8 +189,8 @@ def report(trainer: MosaicTrainer, bank: mosaicbank.Bank, before: dict[str, Any]
     say(f"samples      {counts.samples}, of which {counts.mosaics} mosaics ({share:.0%})")
     say(f"mosaics for  {_listed(mosaics)}")
     say(f"pasted       {counts.pasted} instances: {_listed(pasted)}")
-    say(f"never used   {counts.fresh} of {counts.mosaics + counts.pasted} when drawn")
-    say(f"misses       {counts.misses} (a mosaic was asked for, and a real image came)")
+    say(f"first uses   {counts.fresh} of {counts.mosaics + counts.pasted} draws")
+    say(f"misses       {counts.misses} (real images instead of mosaics)")
     say(f"failures     {counts.errors}")
     say(
         f"bank         {before['mosaics']} mosaics and {before['instances']} instances before, "
@@ -203,9 +203,9 @@ def report(trainer: MosaicTrainer, bank: mosaicbank.Bank, before: dict[str, Any]
             + (f"; last error: {s.last_error}" if s.last_error else "")
         )
         if not s.mosaics:
-            say("             (the machine was too busy: more --iterations give it more time)")
+            say("             (the machine was too busy; more --iterations give it more time)")
     if not engines:
-        say("engine       none was seen; the training ran without")
+        say("engine       none was seen; training ran without one")
     finished = trainer.iter >= trainer.max_iter
     return bool(finished and counts.mosaics and counts.pasted and engines)
 
@@ -217,27 +217,27 @@ def _listed(counter: collections.Counter[str]) -> str:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--out", type=Path, default=Path("out/demo"), help="where everything goes")
+    made.add_argument("--out", type=Path, default=Path("out/demo"), help="output folder")
     made.add_argument(
         "--engine-python",
         default="",
-        help="Python of the environment with the engine; this one when not given",
+        help="Python of the environment with the engine (default: this one)",
     )
     made.add_argument(
         "--config",
         default=str(CONFIG),
         help="training config",
     )
-    made.add_argument("--model", default="embedded", help="embedded, or a model's directory")
+    made.add_argument("--model", default="embedded", help="embedded, or a model directory")
     made.add_argument("--iterations", type=int, default=40)
     made.add_argument(
-        "--per-category", type=int, default=3, help="mosaics per rare category in the bank before"
+        "--per-category", type=int, default=3, help="mosaics per rare category to prewarm"
     )
     return made
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run the demo; 0 when mosaics, pasted instances and an engine were all seen."""
+    """Run the demo; returns 0 if mosaics, pasted instances and an engine were all seen."""
     options = parser().parse_args(argv)
     start = time.monotonic()
     out = options.out = options.out.resolve()
@@ -265,20 +265,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     say(_RULE)
     trainer = MosaicTrainer(config(options, bank_path))
     trainer.register_hooks([Watch(saw)])
-    say("3. Training, while an engine goes on filling the bank. For each iteration, what the")
-    say("   pictures of its batch were: a mosaic from the bank (for the category that was short),")
-    say("   or a real picture, with instances of the bank pasted on it.")
+    say("3. Train while an engine keeps filling the bank. For each iteration, the images of its")
+    say("   batch: a mosaic from the bank (and the category it was drawn for), or a real image,")
+    say("   with instances from the bank pasted on it.")
     began = time.monotonic()
     trainer.train()
     say(f"{options.iterations} iterations in {time.monotonic() - began:.0f} s")
     say(_RULE)
     say("4. What happened")
     complete = report(trainer, bank, before)
-    say(
-        f"pictures     {sum(1 for _ in saw.iterdir())} of what the trainer saw, labels drawn on, in"
-    )
+    say(f"images       {sum(1 for _ in saw.iterdir())} samples as the trainer saw them, labelled:")
     say(f"             {saw} (iteration-place-kind.png)")
-    say(f"all of it in {time.monotonic() - start:.0f} s")
+    say(f"total time   {time.monotonic() - start:.0f} s")
     return 0 if complete else 1
 
 

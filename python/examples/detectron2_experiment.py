@@ -2,17 +2,17 @@
 
     python python/examples/detectron2_experiment.py [--art art.zip] [--engine-python PYTHON]
 
-A long-tailed set of drawings; a small Mask R-CNN from nothing; the same schedule and seeds with
-Detectron2's repeat-factor sampling alone, and with mosaics and pasted instances of a prewarmed
-bank on top. Evaluated on a balanced set of other drawings. Says what comes out.
+Trains a small Mask R-CNN from scratch on a long-tailed set of drawings, with the same schedule and
+seeds in two arms: Detectron2's repeat-factor sampling alone, and with mosaics and pasted instances
+from a prewarmed bank. Evaluates on a balanced set of other drawings and prints AP.
 
-``--art art.zip`` (made by ``python/train_embedded/prepare.py``): the objects are the pictures that
-the embedded model has learnt from, as a model for photographs knows the world that the training
-set is of; six of sixteen categories are in two training pictures each. Without it: the drawings of
-``make demo`` (three of eight), in a style that the embedded model has never seen.
+With ``--art art.zip`` (of ``python/train_embedded/prepare.py``) the objects are the drawings that
+the embedded model was trained on, as a model for photographs knows the world of its training set;
+six of sixteen categories are in two training images each. Without it, the objects are the drawings
+of ``make demo`` (three of eight), in a style that the embedded model has never seen.
 
-Started again in the same ``--out`` with the same options, it goes on where it was, at worst a tenth
-of a run before.
+Run again in the same ``--out`` with the same options, it resumes; at most a tenth of one training
+is repeated.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from mosaicbank.detectron2.trainer import MosaicTrainer
 ARMS = ("without", "with")
 _TRAIN, _VAL = "mosaicbank_experiment_train", "mosaicbank_experiment_val"
 _VAL_SEED = 1_000_003
-# Options that do not change what comes out of a run.
+# Options that do not change the result of a run.
 _FREE = ("out", "engine_python", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """The drawings: annotation files, and which categories are in few training pictures."""
+    """The drawings: annotation files, and which categories are in few training images."""
 
     train: Path
     val: Path
@@ -81,7 +81,7 @@ def material(options: argparse.Namespace) -> Material:
 
 
 def config(options: argparse.Namespace, data: Material, arm: str, seed: int, bank: Path) -> Any:
-    """The demo's model, for longer, with an evaluation at the end."""
+    """The demo's model, trained longer and evaluated at the end."""
     cfg = get_cfg()
     add_mosaic_config(cfg)
     cfg.merge_from_file(options.config)
@@ -97,7 +97,7 @@ def config(options: argparse.Namespace, data: Material, arm: str, seed: int, ban
     cfg.SOLVER.WARMUP_ITERS = options.iterations // 10
     cfg.SOLVER.BASE_LR = options.lr
     cfg.SOLVER.IMS_PER_BATCH = options.batch
-    # Both arms: from nothing, with few iterations to warm up in, a run may diverge.
+    # In both arms: from scratch, with a short warm-up, a run may diverge.
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     cfg.SOLVER.CHECKPOINT_PERIOD = max(1, options.iterations // 10)
@@ -131,7 +131,7 @@ def one_run(
     """Train and evaluate one arm with one seed."""
     cfg = config(options, data, arm, seed, bank)
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    seed_all_rng(seed)  # the model's beginning is the same in both arms
+    seed_all_rng(seed)  # the initial weights are the same in both arms
     trainer = MosaicTrainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
@@ -139,7 +139,7 @@ def one_run(
 
 
 def finished(results: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The runs that are in ``results`` already.
+    """The runs that ``results`` already holds.
 
     Raises:
         ValueError: they were made with other options.
@@ -150,7 +150,7 @@ def finished(results: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]
     if before["options"] != settings:
         raise ValueError(
             f"{results}: expected runs with {settings}, got {before['options']}\n"
-            "  another --out, or the same options, go on"
+            "  give another --out, or the same options to resume"
         )
     return list(before["runs"])
 

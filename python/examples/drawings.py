@@ -1,7 +1,7 @@
-"""A small training set of simple drawings, made on the spot: no downloads, no licences.
+"""A small training set of simple drawings, generated on the spot: no downloads, no licences.
 
-Five categories are in many pictures, three in two each; all are categories that the embedded model
-knows, so the bank can help out with the three.
+Five categories are in many images, three are rare, in two images each. The embedded model knows all
+of them, so a bank can supply the rare ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 Points = list[tuple[float, float]]
 
-#: LVIS ids and names, and the number of pictures that each is in.
+#: By name: LVIS id and number of images.
 CATEGORIES: dict[str, tuple[int, int]] = {
     "apple": (12, 30),
     "carrot": (217, 30),
@@ -27,7 +27,7 @@ CATEGORIES: dict[str, tuple[int, int]] = {
     "hourglass": (574, 2),
     "softball": (983, 2),
 }
-#: Those in two pictures.
+#: Those in two images.
 RARE = ("die", "hourglass", "softball")
 
 WIDTH, HEIGHT = 320, 240
@@ -113,7 +113,7 @@ def _draw(draw: Any, name: str, x: float, y: float, s: float, rng: np.random.Gen
 
 
 def background(rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Two soft colours and some grain, ``uint8 [240, 320, 3]``."""
+    """A gradient with grain, ``uint8 [240, 320, 3]``."""
     ends = rng.integers(60, 200, (2, 3)).astype(np.float64)
     turn = rng.uniform(0, 2 * math.pi)
     ys, xs = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -125,12 +125,12 @@ def background(rng: np.random.Generator) -> np.ndarray[Any, Any]:
 
 
 def make_training_set(folder: Path, seed: int = 0, balanced: bool = False) -> Path:
-    """Draw the pictures and write an LVIS annotation file.
+    """Draw the images and write an LVIS annotation file.
 
     Args:
         folder: gets ``train.json`` and ``images/``.
-        seed: the same one gives the same set.
-        balanced: every category is in 20 pictures, as an evaluation wants it.
+        seed: the same seed gives the same set.
+        balanced: every category is in 20 images, for an evaluation.
 
     Returns:
         the annotation file.
@@ -172,10 +172,10 @@ def make_training_set(folder: Path, seed: int = 0, balanced: bool = False) -> Pa
 
 
 def spread(counts: Mapping[str, int], pictures: int, rng: np.random.Generator) -> list[list[str]]:
-    """Which categories each picture shows, when each is in so many; evenly full."""
+    """Distribute categories over images: each into its number of images, all evenly filled."""
     contents: list[list[str]] = [[] for _ in range(pictures)]
     for name, n in counts.items():
-        # Into the pictures that have least in them.
+        # Into the images that hold the fewest so far.
         order = sorted(range(pictures), key=lambda i: (len(contents[i]), rng.random()))
         for i in order[:n]:
             contents[i].append(name)
@@ -192,9 +192,9 @@ def write(
 
     Args:
         folder: with ``images/``.
-        file_names: of the pictures, which have ids from 1.
+        file_names: of the images, which get ids from 1.
         annotations: without ids.
-        table: LVIS id and number of training pictures by name.
+        table: LVIS id and number of training images by name.
 
     Returns:
         the file.
@@ -226,7 +226,7 @@ def _pairs(points: Points) -> Any:
 def category_table(
     table: Mapping[str, tuple[int, int]] = CATEGORIES,
 ) -> list[dict[str, Any]]:
-    """``categories`` of an LVIS annotation file, from id and number of pictures by name."""
+    """``categories`` of an LVIS annotation file, from id and number of images by name."""
     return sorted(
         (
             {
@@ -246,7 +246,7 @@ def category_table(
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """An annotation file with its ``images/`` as Detectron2 dataset dictionaries."""
+    """Load an annotation file with its ``images/`` as Detectron2 dataset dictionaries."""
     from detectron2.structures import BoxMode
 
     data = json.loads(path.read_text())

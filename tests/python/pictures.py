@@ -1,13 +1,10 @@
 """Pictures for the mask tests: seeded synthetic ones, and real ones where the shared data is."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
-import pytest
 
-SHARED = Path(os.environ.get("MOSAICBANK_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+from shared_data import shared
 
 
 def synthetic(height, width, seed, noise=6.0):
@@ -36,13 +33,12 @@ def blob(height, width, seed):
 
 def real(count):
     """``count`` real pictures (uint8 RGB) with a coarse mask of their largest object each."""
-    folder = SHARED / "data" / "coco100"
-    if not folder.is_dir():
-        pytest.skip(f"no real pictures at {folder} (set MOSAICBANK_SHARED)")
-    cv2 = pytest.importorskip("cv2")
-    data = json.loads((folder / "train.json").read_text())
+    import cv2
+
+    path = shared("coco100/train.json")
+    data = json.loads(path.read_text())
     for image in data["images"][:count]:
-        picture = cv2.imread(str(folder / "images" / image["file_name"]))
+        picture = cv2.imread(str(path.parent / "images" / image["file_name"]))
         own = [a for a in data["annotations"] if a["image_id"] == image["id"]]
         mask = np.zeros(picture.shape[:2], np.uint8)
         if own:

@@ -7,11 +7,10 @@ import random
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from bank_helpers import instance, make_bank, mosaic, picture
 from mosaicbank import _core
-
-coco_mask = pytest.importorskip("pycocotools.mask")
 
 
 def test_round_trip(tmp_path):
@@ -106,7 +105,8 @@ def _wait(pid, seconds):
 
 
 def test_pickle_and_random_states(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     bank = pickle.loads(pickle.dumps(make_bank(tmp_path / "bank")))
     states = [None, 3, np.random.default_rng(0), np.random.RandomState(0), random.Random(0)]
     states.append(torch.Generator().manual_seed(0))
@@ -165,7 +165,8 @@ def test_demand_and_feedback(tmp_path):
 
 def test_draws_are_uniform_at_a_fixed_seed(tmp_path):
     """Chi-squared: class-balanced over categories, uniform over instances."""
-    stats = pytest.importorskip("scipy.stats")
+    from scipy import stats
+
     bank = make_bank(tmp_path / "bank", instances=0, mosaics=0)
     rng = np.random.default_rng(0)
     bank.put_instances([instance(rng, c, 12, 20) for c in [0, 0, 0, 0, 1, 1, 2]])

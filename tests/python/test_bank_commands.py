@@ -3,18 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from bank_helpers import ellipse, make_bank, picture
 from mosaicbank import _core
-
-coco_mask = pytest.importorskip("pycocotools.mask")
-Image = pytest.importorskip("PIL.Image")
-
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "coco100"
+from shared_data import shared
 
 
 def run(*arguments):
@@ -166,11 +163,11 @@ def test_verify_names_what_is_damaged_and_training_goes_on(tmp_path, capfd):
     assert _core.Bank.open(str(tmp_path / "saved")).stats()["instances"] == 19
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data are not here")
 def test_real_coco_annotations(tmp_path):
     bank = tmp_path / "bank"
-    arguments = ["import", "--bank", bank, "--annotations", DATA / "train.json"]
-    assert run(*arguments, "--images", DATA / "images", "--min-area", 1000) == 0
+    annotations = shared("coco100/train.json")
+    arguments = ["import", "--bank", bank, "--annotations", annotations]
+    assert run(*arguments, "--images", annotations.parent / "images", "--min-area", 1000) == 0
     opened = _core.Bank.open(str(bank))
     assert opened.stats()["instances"] > 100
     assert opened.verify()["problems"] == [] and opened.verify()["bad"] == []

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-datasets = pytest.importorskip("mosaicbank.datasets")
-from mosaicbank import masks  # noqa: E402
+from mosaicbank import datasets, masks
+from shared_data import shared
 
-SHARED = Path(os.environ.get("MOSAICBANK_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 NAMES = ["banana", "teapot", "dog", "school_bus"]
 
 
@@ -204,9 +203,7 @@ def test_unknown_names_get_suggestions(tmp_path, name, hint):
 
 
 def test_lvis_categories():
-    path = SHARED / "data" / "lvis_v1_train_cat_info.json"
-    if not path.is_file():
-        pytest.skip(f"no LVIS categories at {path} (set MOSAICBANK_SHARED)")
+    path = shared("lvis_v1_train_cat_info.json")
     table = datasets.read_categories(path)
     bands = [c.frequency for c in table]
     assert len(table) == 1203
@@ -292,7 +289,7 @@ def counted(data):
 
 @pytest.mark.parametrize("format", ["lvis", "coco"])
 def test_export_loads_everywhere(tmp_path, format):
-    coco = pytest.importorskip("pycocotools.coco")
+    from pycocotools import coco
     from pycocotools import mask as rle
 
     folder = write_mosaics(tmp_path / "out", 7)
@@ -317,27 +314,11 @@ def test_export_loads_everywhere(tmp_path, format):
     assert by_id[19]["synonyms"] == ["dog", "canine"] and by_id[19]["def"] == "definition of dog"
     for image in data["images"]:
         assert image["neg_category_ids"] == image["not_exhaustive_category_ids"] == []
-    lvis = pytest.importorskip("lvis")
+    import lvis
+
     api = lvis.LVIS(str(out))
     for a in api.load_anns(api.get_ann_ids()):
         assert api.ann_to_mask(a).sum() == a["area"]
-
-
-def test_detectron2_loads_exports(tmp_path):
-    d2 = pytest.importorskip("detectron2.data.datasets")
-    folder = write_mosaics(tmp_path / "out", 3)
-    out = tmp_path / "s.json"
-    datasets.export(folder, out)
-    dicts = d2.load_coco_json(str(out), "root")
-    assert [len(d["annotations"]) for d in dicts] == [4, 4, 4]
-    assert dicts[0]["file_name"] == "root/images/m0000.png"
-    # Detectron2's LVIS reader takes polygons only.
-    datasets.export(folder, out, masks="polygons")
-    from detectron2.data.datasets.lvis import load_lvis_json
-
-    dicts = load_lvis_json(str(out), "root/")
-    assert [len(d["annotations"]) for d in dicts] == [4, 4, 4]
-    assert dicts[0]["file_name"] == "root/images/m0000.png"
 
 
 def test_polygons_are_what_detectron2_asks_for(tmp_path):
@@ -556,10 +537,9 @@ def test_merge_refuses_real_files_and_taken_names(tmp_path):
 
 
 def test_merge_with_real_annotations(tmp_path):
-    path = SHARED / "data" / "coco100" / "train.json"
-    if not path.is_file():
-        pytest.skip(f"no real annotations at {path} (set MOSAICBANK_SHARED)")
-    lvis = pytest.importorskip("lvis")
+    path = shared("coco100/train.json")
+    import lvis
+
     real = load(path)
     names = {c["name"] for c in real["categories"]}
     folder = write_mosaics(tmp_path / "out", 4)

@@ -1,4 +1,4 @@
-"""Detectron2 is imported only inside ``mosaicbank.detectron2``. Runs in any environment."""
+"""Detectron2 is imported only inside ``mosaicbank.detectron2``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[3] / "python" / "mosaicbank"
+PACKAGE = Path(__file__).resolve().parents[2] / "python" / "mosaicbank"
 
 
 def imported(path: Path) -> set[str]:

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
 
-coco = pytest.importorskip("pycocotools.mask")
-masks = pytest.importorskip("mosaicbank.masks")
+from mosaicbank import masks
 
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (5, 3), (33, 17), (64, 48), (127, 255), (384, 512)]
 

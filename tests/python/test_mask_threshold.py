@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-masks = pytest.importorskip("mosaicbank.masks")
+from mosaicbank import masks
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,8 @@ masks = pytest.importorskip("mosaicbank.masks")
     ],
 )
 def test_bicubic_is_torchs(size, to):
-    torch = pytest.importorskip("torch")
+    import torch
+
     map = np.random.default_rng(sum(size)).random(size, np.float32)
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(map)[None, None], size=to, mode="bicubic", align_corners=False
@@ -32,7 +33,8 @@ def test_bicubic_is_torchs(size, to):
 
 @pytest.mark.parametrize("region", [(384, 512), (136, 152), (97, 131)])
 def test_aggregation(region):
-    torch = pytest.importorskip("torch")
+    import torch
+
     rng = np.random.default_rng(region[0])
     maps, size = [], [-(-side // 8) for side in region]
     for _ in range(3):
@@ -108,7 +110,8 @@ def test_bad_maps_are_refused(maps, says):
 
 
 def otsu(values):
-    cv2 = pytest.importorskip("cv2")
+    import cv2
+
     kind = cv2.THRESH_BINARY + cv2.THRESH_OTSU
     threshold, mask = cv2.threshold(values, 0, 1, kind)
     return threshold, mask > 0

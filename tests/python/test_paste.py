@@ -1,13 +1,13 @@
 """The paste: valid annotations whatever is pasted, in every format, by every mode."""
 
+import hypothesis
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from bank_helpers import ellipse, instance, make_bank, picture
 from mosaicbank import _core
 
-coco_mask = pytest.importorskip("pycocotools.mask")
-hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
 
 
@@ -254,7 +254,8 @@ def test_sizes_follow_the_rules(tmp_path):
 
 
 def test_modes_categories_and_numbers(bank):
-    stats = pytest.importorskip("scipy.stats")
+    from scipy import stats
+
     image = np.zeros((64, 64, 3), np.uint8)
     counts = [
         len(
@@ -288,8 +289,9 @@ def test_modes_categories_and_numbers(bank):
 
 def test_poisson_against_a_direct_solve(tmp_path):
     """The seamless blend is the solution of Perez' equations (scipy.sparse)."""
-    sparse = pytest.importorskip("scipy.sparse")
-    linalg = pytest.importorskip("scipy.sparse.linalg")
+    from scipy import sparse
+    from scipy.sparse import linalg
+
     bank = make_bank(tmp_path / "bank", instances=0, mosaics=0)
     rng = np.random.default_rng(4)
     source = instance(rng, 0, 90, 120)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,25 +13,10 @@ import pytest
 from PIL import Image
 
 import bank_helpers
+from commands import command, ok
 from mosaicbank import _core
 
 NAMES = ["teapot", "banana", "wolf"]
-
-
-def command(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mosaicbank", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
-def ok(*words: object) -> str:
-    done = command(*words)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The training loader: Detectron2's own, with a count of what came out of it and a state."""
+"""The training loader: Detectron2's own, with counts of what it produced and a saved state."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _STATE_VERSION = 1
 
 @dataclasses.dataclass
 class Counts:
-    """What this rank has been given since the start of the run."""
+    """What this rank's loader has produced since the start of the run."""
 
     samples: int = 0
     mosaics: int = 0
-    #: Slots that were answered with a real image.
+    #: Slots for which the bank had nothing; they became real images.
     misses: int = 0
     pasted: int = 0
-    #: Mosaics and pasted instances that had never been used before.
+    #: Mosaics and pasted instances used for the first time.
     fresh: int = 0
-    #: Earlier uses of mosaics and pasted instances, summed.
+    #: Sum of the earlier uses of mosaics and pasted instances.
     reuses: int = 0
-    #: Failures after which a sample went on without mosaicbank.
+    #: Failures after which a sample continued without mosaicbank.
     errors: int = 0
 
     def add(self, info: SampleInfo) -> None:
@@ -50,7 +50,7 @@ class Counts:
         self.reuses += sum(drawn)
 
     def since(self, before: Counts) -> Counts:
-        """The difference to an earlier copy."""
+        """The difference from an earlier copy."""
         return Counts(
             **{
                 field.name: getattr(self, field.name) - getattr(before, field.name)
@@ -66,15 +66,15 @@ class MosaicLoader:
     """Batches for Detectron2's trainers, from :func:`~.build.build_mosaic_train_loader`.
 
     Endless; a batch is a list of mapped samples, each with a ``mosaicbank`` entry
-    (:class:`~.sample.SampleInfo`). A new iterator goes on where the last one's batches ended.
+    (:class:`~.sample.SampleInfo`). A new iterator continues where the last one's batches ended.
 
     Attributes:
         settings: ``MOSAIC``.
-        bank: None when there is none; then everything is real.
+        bank: None if there is none; then all samples are real.
         classes: of the training set.
-        counts: what came out so far.
+        counts: what it has produced so far.
         image_format: channel order of the samples' images.
-        last_batch: the newest batch.
+        last_batch: the latest batch.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class MosaicLoader:
         self.world_size = world_size
         self.counts = Counts()
         self.last_batch: Batch = []
-        # Places of the stream up to which samples arrived, and those among them that are in
-        # no batch yet: they wait for others of their aspect ratio.
+        # How far in the stream samples have arrived, and which of them are in no batch yet: those
+        # wait for others of their aspect ratio.
         self._arrived = sampler.start
         self._waiting: set[int] = set()
         self._recent: collections.deque[SampleInfo] = collections.deque(maxlen=4096)
@@ -108,7 +108,7 @@ class MosaicLoader:
     def __iter__(self) -> Iterator[Batch]:
         if self._arrived != self.sampler.start or self._waiting:
             self.load_state_dict(self.state_dict())
-        # Detectron2's grouping keeps what an earlier iterator left; it is drawn again.
+        # Detectron2's grouping keeps what an earlier iterator left over; it is drawn again.
         for bucket in getattr(self.loader, "_buckets", ()):
             bucket.clear()
         self.sampler.freeze_start()
@@ -131,21 +131,21 @@ class MosaicLoader:
         self._waiting.difference_update(places)
 
     def recent(self) -> list[SampleInfo]:
-        """How the newest samples came about, oldest first; at most 4096."""
+        """Info on the latest samples, oldest first; at most 4096."""
         return list(self._recent)
 
     def state_dict(self) -> dict[str, Any]:
-        """From which the stream goes on after the last batch that was given out."""
+        """The state from which the stream continues after the last batch."""
         state = self.sampler.state_at(self._arrived, sorted(self._waiting))
         state["version"] = _STATE_VERSION
         state["drawn"] = self._arrived - len(self._waiting)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave, from the next iterator on.
+        """Continue from a state of :meth:`state_dict`, starting with the next iterator.
 
         Raises:
-            ValueError: it is of another stream.
+            ValueError: it belongs to another stream.
         """
         version = state.get("version")
         if version != _STATE_VERSION:
@@ -155,11 +155,10 @@ class MosaicLoader:
         self._waiting = {self.sampler.position_of(i) for i in self.sampler.pending}
 
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
-        """Go on from the states of all ranks of a checkpoint.
+        """Continue from the states of all ranks of a checkpoint.
 
-        With another number of ranks, or when the training set or the bank has changed, the same
-        samples cannot come again: then this stream goes on as far in as the other was, and
-        says so.
+        If the number of ranks, the training set or the bank has changed, the same samples cannot
+        be drawn again. Then this run's own stream continues at the same place, with a warning.
         """
         try:
             if len(states) != self.world_size:
@@ -170,8 +169,8 @@ class MosaicLoader:
         except (KeyError, TypeError, ValueError) as error:
             drawn = sum(int(s.get("drawn", 0)) for s in states) // self.world_size
             logger.warning(
-                "mosaicbank: the checkpoint's sample stream does not fit (%s); going on at place "
-                "%d of this run's own",
+                "mosaicbank: cannot resume the checkpoint's sample stream (%s); continuing at "
+                "place %d of this run's own stream",
                 error,
                 drawn,
             )

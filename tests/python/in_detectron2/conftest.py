@@ -20,7 +20,6 @@ import material  # noqa: E402
 @pytest.fixture(scope="session")
 def training_set(tmp_path_factory):
     """Name of a registered training set of small drawings."""
-    pytest.importorskip("detectron2.config")
     path = material.make_training_set(tmp_path_factory.mktemp("drawings"))
     return material.register("mosaicbank_drawings", path)
 

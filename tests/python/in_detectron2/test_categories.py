@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-pytest.importorskip("detectron2.config", reason="needs the trainer's environment")
-
 from detectron2.data import Metadata, MetadataCatalog
 
 from mosaicbank.detectron2.categories import CategoryMap, DatasetClasses

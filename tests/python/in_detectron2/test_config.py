@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("detectron2.config", reason="needs the trainer's environment")
-
 from detectron2.config import get_cfg
 
 from mosaicbank.detectron2 import add_mosaic_config, resolve_settings, validate

@@ -9,13 +9,10 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("detectron2.config", reason="needs the trainer's environment")
-
 import detectron2_demo
 import drawings
 import material as made
+import pytest
 import torch
 from detectron2.engine import HookBase
 
@@ -27,17 +24,18 @@ ROOT = Path(__file__).resolve().parents[3]
 PYTHON = os.environ.get("MOSAICBANK_ENGINE_PYTHON", str(ROOT / ".venv" / "bin" / "python"))
 
 
-def has_engine() -> bool:
-    if not Path(PYTHON).exists():
-        return False
-    command = [PYTHON, "-m", "mosaicbank", "engine", "--help"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("engine_python")]
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not has_engine(), reason=f"{PYTHON} has no engine (make install)"),
-]
+@pytest.fixture(scope="module")
+def engine_python():
+    """The engine's own environment: without it, these tests fail."""
+    done = subprocess.run([PYTHON, "-m", "mosaicbank", "engine", "--help"], capture_output=True)
+    assert done.returncode == 0, (
+        f"expected a Python with mosaicbank's engine in MOSAICBANK_ENGINE_PYTHON (make install), "
+        f"got {PYTHON}: {done.stderr.decode()}"
+    )
+    return PYTHON
 
 
 class Stream(HookBase):
@@ -101,7 +99,7 @@ def engine_cfg(cfg, annotations):
     return cfg
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=600):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()

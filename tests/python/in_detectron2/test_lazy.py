@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("detectron2.config", reason="needs the trainer's environment")
-
 import material as made
+import pytest
 import torch
 from detectron2.config import LazyCall, LazyConfig, get_cfg
 from detectron2.data import (

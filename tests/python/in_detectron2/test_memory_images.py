@@ -5,8 +5,6 @@ import os
 
 import numpy as np
 import pytest
-
-pytest.importorskip("detectron2.config")
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image

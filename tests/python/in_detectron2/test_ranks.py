@@ -6,11 +6,8 @@ import itertools
 import json
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("detectron2.config", reason="needs the trainer's environment")
-
 import material as made
+import pytest
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm

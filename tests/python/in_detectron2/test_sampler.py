@@ -1,4 +1,4 @@
-"""The stream in Detectron2's loader: order, statistics."""
+"""The sampler against Detectron2's own; the stream in Detectron2's loader: order, statistics."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-
-pytest.importorskip("detectron2.config", reason="needs the trainer's environment")
-
 import torch
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 import mosaicbank
+from mosaicbank import _core
 from mosaicbank.detectron2.sampler import MosaicTrainingSampler, deal, image_counts_for_slots
 
 
@@ -107,3 +105,43 @@ def test_categories_that_are_not_classes_get_no_slots():
     assert drawn == {None, 2, 3}  # classes 0 and 1; class 2 is in 400 of 1000 images
     only = image_counts_for_slots([5, 0, 400], [2, -1, 0, 1], {2})
     assert [c > 10**15 for c in only] == [False, True, True, True]
+
+
+# --- repeat factors --------------------------------------------------------------------------
+
+
+def long_tailed(seed=0, images=400, categories=30):
+    """Dataset dictionaries with a long tail of categories."""
+    rng = np.random.default_rng(seed)
+    p = 1.0 / np.arange(1, categories + 1) ** 1.6
+    p /= p.sum()
+    classes = [rng.choice(categories, rng.integers(0, 7), p=p) for _ in range(images)]
+    return [{"annotations": [{"category_id": int(c)} for c in row]} for row in classes]
+
+
+def test_factors_are_detectron2s():
+    for t in (0.001, 0.05, 0.3):
+        dicts = long_tailed()
+        theirs = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dicts, t)
+        offsets, classes = _core.class_arrays(dicts)
+        ours, _ = _core.repeat_factors(offsets, classes, 30, t)
+        assert ours.dtype == np.float32
+        assert np.array_equal(ours, theirs.numpy())
+
+
+def test_images_come_as_often_as_detectron2_draws_them():
+    offsets, classes = _core.class_arrays(long_tailed())
+    factors, _ = _core.repeat_factors(offsets, classes, 30, 0.3)
+    epochs = 60
+    theirs = RepeatFactorTrainingSampler(torch.from_numpy(factors), seed=5)
+    generator = torch.Generator().manual_seed(5)
+    expected = np.zeros(len(factors))
+    for _ in range(epochs):
+        expected += np.bincount(theirs._get_epoch_indices(generator), minlength=len(factors))
+    n = int(expected.sum())
+    ours = itertools.islice(iter(_core.MosaicSampler(factors, seed=5)), n)
+    got = np.bincount(list(ours), minlength=len(factors))
+    # Counts of whole factors are equal (but for the last, cut epoch), fractions are binomial.
+    sd = np.sqrt(2 * epochs * (factors % 1) * (1 - factors % 1)) + np.ceil(factors)
+    assert (np.abs(got - expected) <= 4.5 * sd).all()
+    assert abs(got.sum() / (factors.sum() * epochs) - 1) < 0.01

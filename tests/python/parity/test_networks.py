@@ -214,8 +214,8 @@ SD15_UNET = {
 
 
 @pytest.mark.skipif(
-    os.environ.get("MOSAICBANK_TEST_FULL") != "1",
-    reason="860 M parameters, 3.4 GB: set MOSAICBANK_TEST_FULL=1",
+    os.environ.get("MOSAICBANK_LONG_TESTS", "") in ("", "0"),
+    reason="860 M parameters, 3.4 GB: make test-long",
 )
 def test_unet_of_sd15s_real_shape(tmp_path):
     from dataclasses import replace
