@@ -18,7 +18,8 @@
 //! | `family` | one file per generator family: text stack, denoiser, latent space | step a scheduler |
 //! | `mosaic` | layout, the denoising loop, capture, decode, labels | know a family, write files |
 //! | [`mask`] | mask sources, refiners and checks, on plain arrays | know any other stage |
-//! | [`instance`] | instances and where they came from | do anything |
+//! | [`record`] | a mosaic's record: one type, its ids, its written forms | touch a file |
+//! | [`picture`] | PNG, masks drawn on pictures | know any stage |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
 //! | [`status`] | what each engine says about itself, and whether it is alive | link libtorch |
@@ -36,8 +37,6 @@ pub mod error;
 pub mod geometry;
 pub mod recipe;
 pub mod rng;
-// Categories in, annotations out.
-pub mod dataset;
 // Weights and the layers that the models share.
 #[cfg(feature = "engine")]
 mod nn;
@@ -58,7 +57,11 @@ pub mod mosaic;
 // Pictures and attention to masks and verdicts.
 pub mod mask;
 // What a mask becomes.
-pub mod instance;
+pub mod record;
+// Pictures of it, for people.
+pub mod picture;
+// Categories in, annotations out.
+pub mod dataset;
 // Instances on disk, beside the training run.
 pub mod bank;
 // What the trainer sees next.

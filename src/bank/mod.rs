@@ -19,6 +19,7 @@
 pub mod board;
 pub mod codec;
 mod env;
+pub mod export;
 pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -26,7 +27,7 @@ pub mod import;
 mod index;
 mod lmdb_pages;
 mod reader;
-pub mod trace;
+mod table;
 pub mod uses;
 mod verify;
 mod writer;
@@ -40,14 +41,21 @@ use sha2::{Digest, Sha256};
 
 pub use board::{Demand, DemandBoard};
 pub use codec::Codec;
-pub use format::{InstanceRecord, MosaicInstance, MosaicRecord, Region};
-pub use index::{Kind, RecordId};
+pub use format::{InstanceRecord, MosaicRecord};
+pub use index::Kind;
 pub use reader::{Choice, Drawn, Stock};
 pub use uses::UseCounts;
 pub use verify::{BadRecord, VerifyReport};
 pub use writer::PutReport;
 
+pub use crate::record::RecordId;
+
 use crate::error::{Error, Result};
+
+/// A region of a bank's mosaic.
+pub type Region = crate::record::Region<u32>;
+/// An instance of a bank's mosaic.
+pub type MosaicInstance = crate::record::Instance<u32>;
 
 /// Name of the human-readable file of a bank.
 pub const INFO_FILE: &str = "bank.toml";

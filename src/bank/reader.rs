@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::format::{InstanceRecord, MosaicRecord, Region};
-use super::index::{self, Entry, Kind, Place, RecordId, Totals};
+use super::format::{InstanceRecord, MosaicRecord};
+use super::index::{self, Entry, Kind, Place, Totals};
 use super::lmdb_pages::{Root, Trees};
-use super::{Bank, env};
+use super::{Bank, RecordId, Region, env};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::rng::below;

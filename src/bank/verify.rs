@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::format::{InstanceRecord, MosaicRecord};
-use super::index::{self, Entry, Kind, Place, RecordId};
+use super::index::{self, Entry, Kind, Place};
 use super::reader::table_of;
-use super::{Bank, PutReport};
+use super::{Bank, PutReport, RecordId};
 use crate::error::Result;
 
 /// A record that failed its checks.

@@ -6,8 +6,8 @@ use heed::RwTxn;
 
 use super::env::{OpenEnv, Tables};
 use super::format::{InstanceRecord, MosaicRecord};
-use super::index::{self, Entry, Kind, NEXT_SLOT_KEY, Place, RecordId, Totals};
-use super::{Bank, format};
+use super::index::{self, Entry, Kind, NEXT_SLOT_KEY, Place, Totals};
+use super::{Bank, RecordId, format};
 use crate::error::{Error, Result};
 
 /// LMDB's page, and the size up to which a value stays inside one.
@@ -49,7 +49,7 @@ struct NewRecord {
 
 impl NewRecord {
     fn mosaic(bank: &Bank, m: &MosaicRecord) -> Result<Self> {
-        m.validate(bank.info.categories.len())?;
+        m.validate_in(bank.info.categories.len())?;
         Ok(Self {
             kind: Kind::Mosaic,
             id: m.id,

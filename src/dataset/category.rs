@@ -6,8 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{JsonFile, KeyRule, Record, is_id, is_text, is_texts};
-use super::reader;
+use super::file::{KeyRule, Record, is_id, is_text, is_texts};
 use crate::error::{Error, Result};
 
 /// How often a category occurs in the training images, as LVIS counts.
@@ -280,18 +279,6 @@ impl CategoryTable {
             })
             .collect();
         Self::new("the list of names", categories)
-    }
-
-    /// Reads the categories of an LVIS or COCO annotation file (nothing else of it is kept in
-    /// memory), or a bare JSON list of categories.
-    ///
-    /// Counts that the file's categories lack are taken from its annotations; a missing
-    /// frequency follows from the image count.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Io`]; [`Error::Format`] naming file, record and key.
-    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        reader::read_categories(&JsonFile::open(path.as_ref())?)
     }
 
     pub(super) fn from_fields(

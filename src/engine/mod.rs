@@ -35,3 +35,6 @@ pub mod worker;
 // What the loop is told to make.
 #[cfg(feature = "engine")]
 pub mod planner;
+// Whether what is made again is the same.
+#[cfg(feature = "engine")]
+pub mod reproduce;

@@ -17,7 +17,7 @@ use super::seeds::Seeds;
 use super::throttle::Throttle;
 use crate::bank::{Bank, MosaicRecord};
 use crate::error::{Error, Result};
-use crate::mosaic::{Canvas, Denoised, Mosaic, Progress};
+use crate::mosaic::{Canvas, Denoised, Labelled, Progress};
 use crate::rng;
 use crate::status::{EngineStatus, State, StatusWriter};
 
@@ -582,23 +582,28 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
                 continue;
             }
         };
+        let rejected = rejected(&mosaics);
         let mut records = Vec::with_capacity(mosaics.len());
-        for (canvas, mosaic) in job.canvases.iter().zip(&mosaics) {
-            if let Some(problem) = &mosaic.problem {
-                tracing::warn!("mosaic of seed {} dropped: {problem}", mosaic.seed);
-                shared.status.update(|b| b.record_drop(mosaic.seed));
+        for Labelled {
+            record, problem, ..
+        } in mosaics
+        {
+            let seed = record.seed;
+            if let Some(problem) = &problem {
+                tracing::warn!("mosaic of seed {seed} dropped: {problem}");
+                shared.status.update(|b| b.record_drop(seed));
             }
-            if mosaic.problem.is_some() || mosaic.instances.is_empty() {
+            if problem.is_some() || record.instances.is_empty() {
                 continue;
             }
-            match finisher.record(shared.bank, canvas, mosaic).and_then(|r| {
-                r.validate(shared.bank.categories().len())?;
+            match shared.bank.indexed(record).and_then(|r| {
+                r.validate_in(shared.bank.categories().len())?;
                 Ok(r)
             }) {
                 Ok(record) => records.push(record),
                 Err(e) => {
                     shared.status.error(&e);
-                    shared.status.update(|b| b.record_drop(mosaic.seed));
+                    shared.status.update(|b| b.record_drop(seed));
                 }
             }
         }
@@ -613,7 +618,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
         shared
             .status
             .update(|b| b.stages.write += begin.elapsed().as_secs_f64());
-        tally(shared, &mosaics, &records);
+        tally(shared, rejected, &records);
         if retired.elapsed() >= RETIRE {
             retired = Instant::now();
             if let Err(e) = shared.bank.retire() {
@@ -621,8 +626,8 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
             }
         }
         let mut evicted = Some(evicted);
-        for (mosaic, categories) in mosaics.iter().zip(&job.categories) {
-            let record = records.iter().find(|r| r.seed == mosaic.seed);
+        for (canvas, categories) in job.canvases.iter().zip(&job.categories) {
+            let record = records.iter().find(|r| r.seed == canvas.seed);
             report(
                 shared,
                 categories,
@@ -657,13 +662,14 @@ fn write(shared: &Shared<'_>, records: &[MosaicRecord]) -> Result<u64> {
     }
 }
 
-fn tally(shared: &Shared<'_>, mosaics: &[Mosaic], records: &[MosaicRecord]) {
+/// Regions that gave no instance.
+fn rejected(mosaics: &[Labelled]) -> u64 {
+    let regions = mosaics.iter().flat_map(|m| &m.record.regions);
+    regions.filter(|r| !r.verdict.is_kept()).count() as u64
+}
+
+fn tally(shared: &Shared<'_>, rejected: u64, records: &[MosaicRecord]) {
     let instances: u64 = records.iter().map(|r| r.instances.len() as u64).sum();
-    let rejected: u64 = mosaics
-        .iter()
-        .flat_map(|m| &m.regions)
-        .filter(|r| !r.verdict.is_kept())
-        .count() as u64;
     shared
         .status
         .committed(records.len() as u64, instances, rejected);

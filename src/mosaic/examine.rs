@@ -10,6 +10,7 @@ use crate::mask::{
     Verdict,
 };
 use crate::recipe::Recipe;
+use crate::record::Scores;
 
 /// What was found in one region.
 pub(super) struct Examined {
@@ -20,7 +21,9 @@ pub(super) struct Examined {
     /// Kept, or why not.
     pub verdict: Verdict,
     /// The kept objects on the whole canvas, with their scores by check.
-    pub objects: Vec<(BinaryMask, BTreeMap<String, f32>)>,
+    pub objects: Vec<(BinaryMask, Scores)>,
+    /// For each check the best score of an object, kept or not.
+    pub scores: Scores,
 }
 
 /// Runs one kind on all `items`: on a device in one call, otherwise on all CPU cores.
@@ -91,7 +94,9 @@ struct Standing {
     /// Those that passed so far.
     standing: Vec<Component>,
     /// Scores of each object that has any, by its label.
-    scores: BTreeMap<u32, BTreeMap<String, f32>>,
+    scores: BTreeMap<u32, Scores>,
+    /// For each check the best score of an object.
+    best: Scores,
     verdict: Verdict,
 }
 
@@ -118,6 +123,9 @@ impl Standing {
                 .entry(object.label)
                 .or_default()
                 .insert(check.to_owned(), *score);
+        }
+        if let Some(best) = finding.scores.iter().copied().reduce(f32::max) {
+            self.best.insert(check.to_owned(), best);
         }
         let mut pass = finding.pass.into_iter();
         self.standing.retain(|_| pass.next() == Some(true));
@@ -188,6 +196,7 @@ pub(super) fn examine(
                 objects,
                 standing,
                 scores: BTreeMap::new(),
+                best: Scores::new(),
             })
         })
         .collect::<Result<_>>()?;
@@ -229,7 +238,7 @@ pub(super) fn examine(
                     (s.objects.mask(object), scores)
                 })
                 .collect();
-            (s.region, mask, s.verdict, objects)
+            (s.region, mask, s.verdict, objects, s.best)
         })
         .collect();
     let mut out: Vec<Examined> = regions
@@ -246,15 +255,17 @@ pub(super) fn examine(
                     Verdict::NoAttention
                 },
                 objects: Vec::new(),
+                scores: Scores::new(),
             }
         })
         .collect();
-    for (i, mask, verdict, objects) in kept {
+    for (i, mask, verdict, objects, scores) in kept {
         out[i] = Examined {
             proposal: proposals[i].drain(..).next(),
             mask: Some(mask),
             verdict,
             objects,
+            scores,
         };
     }
     Ok(out)
@@ -269,10 +280,11 @@ mod tests {
     use super::*;
     use crate::geometry::{PixelBox, Size};
     use crate::mask::source::no_op::Calls;
-    use crate::mosaic::{Canvas, Denoised, Labeller, ModelId, Mosaic, Part, Region, Subject};
+    use crate::mosaic::label::{Labelled, MadeBy, label as label_all};
+    use crate::mosaic::{Canvas, Denoised, ModelId, Part, Region, Subject};
 
     /// Labels two pictures of two regions each, without attention, as the engine does.
-    fn label(own: Value, tools: Tools) -> Result<Vec<Mosaic>> {
+    fn label(own: Value, tools: Tools) -> Result<Vec<Labelled>> {
         let own = own.as_object().cloned().unwrap();
         let recipe = Recipe::resolve(&serde_json::Map::new(), &own)?;
         let size = Size::new(8, 16);
@@ -307,11 +319,17 @@ mod tests {
             };
             2
         ];
-        let model = ModelId {
-            name: "none".into(),
-            weights: "0".into(),
+        let made_by = MadeBy {
+            model: ModelId {
+                name: "none".into(),
+                weights: "0".into(),
+            },
+            device: "cpu",
+            dtype: "float32",
+            threads: 1,
         };
-        Labeller::new(model, tools).label(&recipe, &canvases, denoised)
+        let hash = recipe.hash()?;
+        label_all(&made_by, &recipe, &hash, &canvases, denoised, &tools)
     }
 
     const BASE: &str = r#"{"height": 8, "width": 8, "regions": 2, "refine": []}"#;
@@ -333,11 +351,13 @@ mod tests {
         )
         .unwrap();
         assert_eq!(mosaics.len(), 2);
-        for mosaic in &mosaics {
-            assert_eq!(mosaic.instances.len(), 2);
-            for (region, instance) in mosaic.regions.iter().zip(&mosaic.instances) {
-                assert_eq!(region.source, Some("no_op"));
+        for Labelled { record, maps, .. } in &mosaics {
+            assert_eq!(record.instances.len(), 2);
+            assert!(maps.iter().all(|m| m.source == Some("no_op")));
+            record.validate().unwrap();
+            for (region, instance) in record.regions.iter().zip(&record.instances) {
                 assert_eq!(region.verdict, Verdict::Kept);
+                assert_eq!(region.scores, instance.scores);
                 assert_eq!(instance.bbox, region.own);
                 assert_eq!((instance.area, instance.score), (64, 1.0));
                 assert_eq!(
@@ -359,8 +379,9 @@ mod tests {
         )
         .unwrap();
         for mosaic in &mosaics {
-            assert!(mosaic.instances.is_empty());
-            for region in &mosaic.regions {
+            assert!(mosaic.record.instances.is_empty());
+            for region in &mosaic.record.regions {
+                assert_eq!(region.scores["no_op"], 0.25);
                 assert_eq!(
                     region.verdict,
                     Verdict::Score {
@@ -369,7 +390,7 @@ mod tests {
                         threshold: 0.5
                     }
                 );
-                assert!(region.mask.is_some());
+                assert!(region.trace.is_some());
             }
         }
     }
@@ -383,7 +404,7 @@ mod tests {
             Tools::default(),
         )
         .unwrap();
-        let verdict = &mosaics[0].regions[0].verdict;
+        let verdict = &mosaics[0].record.regions[0].verdict;
         assert!(matches!(verdict, Verdict::TooLarge { .. }), "{verdict}");
     }
 
@@ -395,7 +416,7 @@ mod tests {
             Tools::default(),
         )
         .unwrap();
-        assert_eq!(mosaics[0].regions[1].source, Some("no_op"));
+        assert_eq!(mosaics[0].maps[1].source, Some("no_op"));
         let mosaics = label(with(json!({"checks": []})), Tools::default()).unwrap();
         let region = &mosaics[0].regions[0];
         assert_eq!(

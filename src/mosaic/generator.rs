@@ -8,15 +8,16 @@ use tch::{Device, Kind, Tensor};
 use super::canvas::{Canvas, Region};
 use super::denoise::{self, Controls, Denoised};
 use super::guard;
-use super::label::{self, Mosaic};
+use super::label::{self, Labelled, MadeBy};
 use super::layout::Layout;
-use super::model::{Model, ModelId};
+use super::model::{Model, device_kind, dtype_name};
 use super::prompt::Subject;
 use crate::dataset::CategoryTable;
 use crate::diffusion::Observer;
 use crate::error::{Error, Result};
 use crate::mask::Tools;
 use crate::recipe::Recipe;
+use crate::record::RecordId;
 use crate::rng;
 
 /// The file in a model directory that lists the categories it was trained on.
@@ -178,7 +179,7 @@ impl Generator {
     ///
     /// # Errors
     /// As [`Recipe::hash`].
-    pub fn mosaic_id(&self, recipe: &Recipe, canvas: &Canvas) -> Result<String> {
+    pub fn mosaic_id(&self, recipe: &Recipe, canvas: &Canvas) -> Result<RecordId> {
         Ok(label::mosaic_id(&self.model.id, &recipe.hash()?, canvas))
     }
 
@@ -247,13 +248,21 @@ impl Generator {
         recipe: &Recipe,
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         self.labeller().label(recipe, canvases, denoised)
     }
 
     /// The CPU's part of the work alone, for a thread of its own beside the device's.
     pub fn labeller(&self) -> Labeller {
-        Labeller::new(self.model.id.clone(), Tools::default())
+        Labeller {
+            made_by: MadeBy {
+                model: self.model.id.clone(),
+                device: device_kind(self.model.device),
+                dtype: dtype_name(self.model.kind),
+                threads: tch::get_num_threads().max(0) as u32,
+            },
+            tools: Tools::default(),
+        }
     }
 
     /// Makes labelled mosaics: [`Generator::denoise`], then [`Generator::label`].
@@ -267,7 +276,7 @@ impl Generator {
         init_noise: Option<&[Tensor]>,
         options: Options,
         progress: &mut Progress<'_>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         let denoised = self.denoise(recipe, canvases, init_noise, options, progress)?;
         self.label(recipe, canvases, denoised)
     }
@@ -288,15 +297,16 @@ impl Generator {
 /// What labels the decoded canvases of one generator; holds no part of the model.
 #[derive(Debug, Clone)]
 pub struct Labeller {
-    model: ModelId,
+    made_by: MadeBy,
     tools: Tools,
 }
 
 impl Labeller {
-    /// A labeller for what this model made; `tools` is what the recipe's mask sources, refiners
-    /// and checks may borrow.
-    pub const fn new(model: ModelId, tools: Tools) -> Self {
-        Self { model, tools }
+    /// The same labeller with what the recipe's mask sources, refiners and checks may borrow.
+    #[must_use]
+    pub fn with_tools(mut self, tools: Tools) -> Self {
+        self.tools = tools;
+        self
     }
 
     /// As [`Generator::label`].
@@ -308,9 +318,9 @@ impl Labeller {
         recipe: &Recipe,
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         label::label(
-            &self.model,
+            &self.made_by,
             recipe,
             &recipe.hash()?,
             canvases,

@@ -12,6 +12,7 @@ mod guard;
 mod label;
 mod layout;
 mod model;
+mod planned;
 mod prompt;
 
 pub use canvas::{Canvas, Region, RegionImage};
@@ -19,7 +20,7 @@ pub use denoise::Denoised;
 pub use generator::{
     Generator, Labeller, Options, Progress, choose_categories, regions_per_call,
 };
-pub use label::{Mosaic, RegionResult};
+pub use label::{Labelled, RegionMaps};
 pub use layout::{Layout, Part};
 pub use model::{Model, ModelId, device_kind, dtype_name, parse_device, parse_dtype};
 pub use prompt::Subject;

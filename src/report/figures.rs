@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::bank::format::KEPT;
 use crate::bank::{Bank, Category, Demand, DemandBoard, Kind, Limits, RecordId, Stock};
 use crate::error::Result;
+use crate::mask::Verdict;
 
 /// Longest text of a reason; a foreign bank may say anything.
 const MAX_REASON: usize = 80;
@@ -294,7 +294,7 @@ impl Figures {
             *by_regions.entry(regions.len() as u64).or_default() += 1;
             contents.regions += regions.len() as u64;
             for region in &regions {
-                let rejected = region.verdict != KEPT;
+                let rejected = !region.verdict.is_kept();
                 if let Some(of) = of.get_mut(region.category as usize) {
                     of.regions += 1;
                     of.rejected += u64::from(rejected);
@@ -330,70 +330,19 @@ fn uses_of(bank: &Bank, kind: Kind, id: RecordId) -> Result<u64> {
     Ok(bank.use_count(kind, id)?.map_or(0, u64::from))
 }
 
-/// A verdict without its numbers: what many regions have in common.
-pub(super) fn reason(verdict: &str) -> String {
-    let numbers_gone = |words: &str| {
-        words
-            .split_whitespace()
-            .map(|w| {
-                if w.bytes().all(|b| b.is_ascii_digit()) {
-                    "…"
-                } else {
-                    w
-                }
-            })
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
-    // "width of 12 px is below 20 px"
-    let bounded = |side: &str| {
-        let (what, _) = verdict.split_once(" of ")?;
-        verdict
-            .contains(&format!(" px is {side} "))
-            .then(|| format!("{what} {side} the bound"))
-    };
-    let text = bounded("below")
-        .or_else(|| bounded("above"))
-        .or_else(|| {
-            verdict
-                .ends_with(" components, expected one")
-                .then(|| "several components, expected one".to_owned())
-        })
-        .unwrap_or_else(|| numbers_gone(verdict));
-    text.chars().take(MAX_REASON).collect()
+/// [`Verdict::reason`], cut where a foreign bank says more than fits.
+pub(super) fn reason(verdict: &Verdict) -> String {
+    verdict.reason().chars().take(MAX_REASON).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mask::filter::{Measure, Verdict};
 
     #[test]
-    fn verdicts_that_differ_in_numbers_have_one_reason() {
-        let small = |got| Verdict::TooSmall {
-            what: Measure::Width,
-            got,
-            least: 20,
-        };
-        assert_eq!(reason(&small(3).to_string()), "width below the bound");
-        assert_eq!(
-            reason(&small(3).to_string()),
-            reason(&small(17).to_string())
-        );
-        let large = Verdict::TooLarge {
-            what: Measure::Area,
-            got: 9,
-            most: 8,
-        };
-        assert_eq!(reason(&large.to_string()), "area above the bound");
-        let many = |found| Verdict::TooManyComponents { found }.to_string();
-        assert_eq!(reason(&many(2)), reason(&many(5)));
-        let dropped = |failed| Verdict::CanvasDropped { failed }.to_string();
-        assert_eq!(reason(&dropped(1)), reason(&dropped(3)));
-        assert_eq!(
-            reason(&Verdict::NoComponent.to_string()),
-            "the mask is empty"
-        );
-        assert_eq!(reason(&"x".repeat(1000)).len(), MAX_REASON);
+    fn long_reasons_are_cut() {
+        let text = "x".repeat(1000);
+        assert_eq!(reason(&Verdict::Other { text }).len(), MAX_REASON);
+        assert_eq!(reason(&Verdict::NoComponent), "the mask is empty");
     }
 }

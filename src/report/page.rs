@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 
 use super::figures::{Contents, EngineFacts, Figures, reason};
 use super::{charts, pictures};
-use crate::bank::format::{FOREGROUND, KEPT};
-use crate::bank::trace::{Planned, RegionTrace};
+use crate::bank::format::FOREGROUND;
 use crate::bank::{Bank, InstanceRecord, Kind, MosaicRecord, RecordId};
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 use crate::mask::{BinaryMask, Rle};
+use crate::record::{Region, RegionTrace};
 
 const TEMPLATE: &str = include_str!("report.html");
 const STYLE: &str = include_str!("report.css");
@@ -303,22 +303,18 @@ fn page_mosaic(m: MosaicRecord, uses: u32, pixels: u32) -> Result<PageMosaic> {
             })
         })
         .collect::<Result<_>>()?;
-    let planned = m
-        .generation
-        .as_ref()
-        .map_or(&[][..], |generation| &generation.regions);
     let regions = m
         .regions
         .into_iter()
         .map(|r| {
-            let trace = r.trace.as_ref().map(|w| page_trace(w, planned, scale));
+            let trace = r.trace.as_ref().map(|t| page_trace(&r, t, scale));
             Ok(PageRegion {
                 trace: trace.transpose()?,
                 bbox: r.bbox,
                 prompt: r.prompt,
                 category: r.category,
-                reason: (r.verdict != KEPT).then(|| reason(&r.verdict)),
-                verdict: r.verdict,
+                reason: (!r.verdict.is_kept()).then(|| reason(&r.verdict)),
+                verdict: r.verdict.to_string(),
             })
         })
         .collect::<Result<_>>()?;
@@ -342,7 +338,7 @@ fn page_mosaic(m: MosaicRecord, uses: u32, pixels: u32) -> Result<PageMosaic> {
     })
 }
 
-fn page_trace(trace: &RegionTrace, planned: &[Planned], scale: f64) -> Result<PageTrace> {
+fn page_trace(region: &Region<u32>, trace: &RegionTrace, scale: f64) -> Result<PageTrace> {
     let map = &trace.attention;
     let above = map
         .levels()
@@ -350,17 +346,17 @@ fn page_trace(trace: &RegionTrace, planned: &[Planned], scale: f64) -> Result<Pa
         .map(|&level| u8::from(f32::from(level) > 255.0 * trace.threshold))
         .collect();
     let above = Rle::encode(&BinaryMask::from_vec(map.size(), above)?)?;
-    let planned = planned.get(trace.planned as usize);
+    let planned = region.subject != [0, 0];
     Ok(PageTrace {
-        own: trace.own,
+        own: region.own,
         cells: map.size(),
         levels: pictures::base64(map.levels()),
         threshold: trace.threshold,
         // Cells are large on the page: none is rounded off.
         above: pictures::outline(&above, 0.0)?,
         refined: pictures::outline(&trace.refined, scale)?,
-        subject: planned.map(|p| p.subject),
-        guidance: planned.map(|p| p.guidance),
+        subject: planned.then_some(region.subject),
+        guidance: planned.then_some(region.guidance),
     })
 }
 
@@ -627,8 +623,9 @@ fn unused(uses: &[(u64, u64)]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bank::trace::AttentionMap;
     use crate::bank::{BankInfo, Category, Limits, MosaicInstance, Region};
+    use crate::mask::Verdict;
+    use crate::record::{AttentionMap, Scores};
 
     const EVIL: &str = "</script><img src=x onerror=alert(1)><!--<script> ' \" & `";
 
@@ -649,13 +646,9 @@ mod tests {
         }
         let mask = Rle::encode(&mask).unwrap();
         let region = |x0, category, verdict: &str| Region {
-            bbox: PixelBox::new(x0, 0, x0 + 30, 40),
             prompt: words.into(),
-            category,
-            verdict: verdict.into(),
             trace: (seed == 1).then(|| RegionTrace {
                 planned: 0,
-                own: PixelBox::new(x0, 0, x0 + 30, 40),
                 attention: AttentionMap::shrink(
                     &(0..40 * 32)
                         .map(|i| (i % 32) as f32 / 31.0)
@@ -666,13 +659,18 @@ mod tests {
                 threshold: 0.5,
                 refined: Rle::encode(&BinaryMask::zeros(Size::new(40, 30))).unwrap(),
             }),
+            ..Region::bare(
+                PixelBox::new(x0, 0, x0 + 30, 40),
+                category,
+                Verdict::from_text(verdict),
+            )
         };
         MosaicRecord {
-            id: MosaicRecord::id_of("r", "w", seed),
+            id: RecordId((u128::from(seed) + 1).to_be_bytes()),
             size,
             image: (0..size.area() * 3).map(|i| (i * 7 + seed) as u8).collect(),
             regions: vec![
-                region(0, categories[0], KEPT),
+                region(0, categories[0], "kept"),
                 region(30, categories[1], words),
             ],
             instances: vec![MosaicInstance {
@@ -681,6 +679,7 @@ mod tests {
                 area: mask.area(),
                 mask,
                 score: 0.5,
+                scores: Scores::new(),
                 region: 0,
             }],
             model: words.into(),
