@@ -1,8 +1,7 @@
-"""The one door to the two extension modules.
+"""Loads the two extension modules.
 
-``_core`` links no libtorch and is always there. ``_engine`` links the libtorch of the torch that
-is installed beside it, so torch is imported first: the dynamic linker then finds libtorch in
-the process already, and nobody sets a library path.
+``_core`` links no libtorch and is always there. ``_engine`` links libtorch, so torch is imported
+first: the dynamic linker then finds libtorch in the process, without any library path.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import importlib
 import os
 from types import ModuleType
 
-# tch, which `_engine` is built on, follows one release of libtorch.
+# tch, which `_engine` uses, needs exactly this release of libtorch.
 TORCH = "2.11"
 
 _GET_ENGINE = (
@@ -25,7 +24,7 @@ def core() -> ModuleType:
     """The extension module ``mosaicbank._core``.
 
     Raises:
-        ImportError: mosaicbank was not installed (run from its source directory, say).
+        ImportError: mosaicbank is not installed, for example run from its source directory.
     """
     try:
         return importlib.import_module("mosaicbank._core")
@@ -42,12 +41,12 @@ def engine() -> ModuleType:
     """The extension module ``mosaicbank._engine``, after torch.
 
     Raises:
-        ImportError: torch is missing or of another release than the one that ``_engine`` is
-            built on, or mosaicbank was installed without ``_engine``; says how to get it.
+        ImportError: torch is missing or of another release than ``_engine`` needs, or mosaicbank
+            was installed without ``_engine``; says how to get it.
     """
-    # Threads of libgomp that have nothing to do spin, each on a core, until told otherwise: beside
-    # a busy trainer the engine would then be several times slower, and so would the trainer.
-    # Read when torch is loaded, so too late for a process that has imported it already.
+    # OpenMP threads busy-wait by default: beside a busy trainer, the engine and the trainer would
+    # both be several times slower. libgomp reads this when torch is loaded, so it has no effect if
+    # torch is already imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch

@@ -1,4 +1,4 @@
-//! `mosaicbank compact`: what can be read of a bank, into a new one.
+//! `mosaicbank compact`: copies the readable part of a bank into a new one.
 
 use std::path::PathBuf;
 
@@ -9,12 +9,12 @@ use super::progress::Counter;
 use crate::bank::Bank;
 use crate::error::Result;
 
-/// Copy a bank without its free space and without damaged records
+/// Copy a bank without free space and damaged records
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Example:\n  \
     mosaicbank compact bank/ smaller/")]
 pub struct CompactArgs {
-    /// The bank's directory; it is only read
+    /// The bank's directory; not changed
     bank: PathBuf,
     /// Directory of the new bank
     out: PathBuf,

@@ -1,4 +1,4 @@
-//! What every subcommand shares: where the package lies, Ctrl-C, logging.
+//! What all subcommands share: the package's directory, Ctrl-C, logging.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use crate::error::{Error, Result};
 /// Set by Ctrl-C.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// A command that has not stopped by itself this long after Ctrl-C is ended: what it wrote is
-/// complete at every moment, and one call of a large model can take longer.
+/// A command that has not stopped this long after Ctrl-C is killed. What it wrote is complete at
+/// any moment, and one call of a large model can take longer.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// What the Python package tells the commands.
+/// What the commands get from the Python package.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// The directory of the installed Python package, where the embedded model lies.
+    /// The directory of the installed Python package, which holds the embedded model.
     pub package: Option<PathBuf>,
 }
 
@@ -70,8 +70,8 @@ pub(super) fn start_logging() {
     });
 }
 
-/// From here on Ctrl-C (and a polite kill) stops the command: [`check_stop`] says so, and a
-/// command that does not ask is ended a moment later.
+/// From here on Ctrl-C (or SIGTERM) stops the command: [`check_stop`] reports it, and a command
+/// that does not check is killed shortly after.
 ///
 /// # Errors
 /// [`Error::Backend`] when the handler cannot be installed.
@@ -95,8 +95,8 @@ pub(super) fn catch_stop() -> Result<()> {
     out
 }
 
-/// Ends the process at once: libtorch's and Python's clean-up beside threads that still compute
-/// would crash.
+/// Ends the process immediately: the clean-up of libtorch and Python would crash while threads
+/// still compute.
 fn end_now() -> ! {
     // SAFETY: runs no clean-up, and does not return.
     unsafe { libc::_exit(i32::from(super::EXIT_INTERRUPTED)) }

@@ -1,4 +1,4 @@
-//! `mosaicbank merge`: a training file and synthetic ones into one.
+//! `mosaicbank merge`: merges synthetic annotation files into a training file.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ pub struct MergeArgs {
     /// Files that `mosaicbank export` wrote
     #[arg(long, value_name = "JSON", num_args = 1.., required = true)]
     synthetic: Vec<PathBuf>,
-    /// File to write
+    /// Output file
     #[arg(long, value_name = "JSON")]
     out: PathBuf,
 }

@@ -7,7 +7,7 @@ use image::{Rgb, RgbImage};
 use crate::geometry::PixelBox;
 use crate::mask::Rle;
 
-/// How much of the colour covers the picture inside a mask.
+/// Opacity of a mask's colour.
 const OPACITY: f32 = 0.4;
 
 /// Small pictures are enlarged to at least this many pixels on the longer side.
@@ -16,7 +16,7 @@ const LONG_SIDE: u32 = 512;
 /// Side of a letter, pixels.
 const LETTER: u32 = 8;
 
-/// Colours that are told apart by most people (Okabe and Ito, 2008).
+/// Colours that most people can distinguish (Okabe and Ito, 2008).
 const COLOURS: [[u8; 3]; 7] = [
     [230, 159, 0],
     [86, 180, 233],

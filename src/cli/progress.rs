@@ -1,11 +1,11 @@
-//! Progress of long commands: bars on a terminal, now and then a line elsewhere.
+//! Progress of long commands: bars on a terminal, otherwise a log line every few seconds.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// Seconds between the lines that are written where there is no terminal.
+/// Seconds between log lines without a terminal.
 #[cfg_attr(
     not(feature = "engine"),
     allow(dead_code, reason = "for the engine's commands")

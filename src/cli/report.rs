@@ -1,4 +1,4 @@
-//! `mosaicbank report`: a bank on one HTML page.
+//! `mosaicbank report`: shows a bank on one HTML page.
 
 use std::path::PathBuf;
 
@@ -13,12 +13,11 @@ use crate::dataset::write_beside;
 use crate::error::Result;
 use crate::report::{Options, build};
 
-/// Write a page about a bank: stock, use, rejects, rates, and a gallery of its mosaics.
+/// Write an HTML page about a bank: stock, use, rejects, rates, and a gallery
 ///
-/// One HTML file that needs neither a network nor a server: open it, or send it to somebody. It
-/// shows each mosaic with its masks and boxes, and how its regions came to their verdicts. The
-/// figures are those of `mosaicbank stats --json --all --scan`. The bank is only read, and may be
-/// in use.
+/// The page is one file and needs neither a network nor a server. It shows each mosaic with its
+/// masks and boxes, and how each region got its verdict. The figures are those of `mosaicbank stats
+/// --json --all --scan`. The bank is only read and may be in use.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  \
     mosaicbank report --bank output/bank --out report.html\n  \
@@ -27,17 +26,17 @@ pub struct ReportArgs {
     /// The bank's directory
     #[arg(long, value_name = "DIR")]
     bank: PathBuf,
-    /// The page; one that is there is replaced
+    /// Output file; replaced if it exists
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
-    /// Mosaics with pictures; of more, those are shown that cover the categories evenly
+    /// Maximum number of mosaics shown; chosen to cover the categories evenly
     #[arg(long, value_name = "N", default_value_t = Options::default().mosaics)]
     max_mosaics: usize,
-    /// Instances with pictures, chosen likewise
+    /// Maximum number of instances shown, chosen likewise
     #[arg(long, value_name = "N", default_value_t = Options::default().instances)]
     max_instances: usize,
-    /// Longest side of a mosaic's picture on the page, 32 to 2048 [default: what makes a page of
-    /// a few megabytes]
+    /// Longest side of a mosaic's image on the page, 32 to 2048 [default: chosen for a page of a
+    /// few megabytes]
     #[arg(long, value_name = "N")]
     pixels: Option<u32>,
 }

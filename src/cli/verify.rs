@@ -1,4 +1,4 @@
-//! `mosaicbank verify`: reads and decodes everything in a bank.
+//! `mosaicbank verify`: reads and decodes every record of a bank.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::progress::Counter;
 use crate::bank::Bank;
 use crate::error::{Error, Result};
 
-/// Check every record of a bank and name the damaged ones
+/// Check every record of a bank and list the damaged ones
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Example:\n  \
     mosaicbank verify bank/")]

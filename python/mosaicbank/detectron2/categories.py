@@ -1,4 +1,4 @@
-"""Which class of the training set is which category of the bank."""
+"""Match classes of the training set with categories of the bank."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DatasetClasses:
     Attributes:
         names: ``thing_classes``, by contiguous class.
         ids: the dataset's own id of each class.
-        ids_known: False where the metadata say nothing of ids, and ``ids`` just counts from 1.
+        ids_known: False if the metadata have no ids; ``ids`` then counts from 1.
         frequencies: ``r``, ``c``, ``f`` by contiguous class, or None.
     """
 
@@ -48,7 +48,7 @@ class DatasetClasses:
         if not names:
             raise ValueError(
                 f"metadata of {where}: expected thing_classes, got none\n"
-                f"  MetadataCatalog.get({where!r}).thing_classes = [...] tells the names"
+                f"  MetadataCatalog.get({where!r}).thing_classes = [...] sets the names"
             )
         to_contiguous: Optional[Mapping[int, int]] = metadata.get(
             "thing_dataset_id_to_contiguous_id", None
@@ -80,7 +80,7 @@ class DatasetClasses:
             row: dict[str, Any] = {"id": dataset_id, "name": name}
             if image_counts is not None:
                 n = int(image_counts[i])
-                # As LVIS counts: rare 1-10 images, common 11-100, frequent more.
+                # LVIS: rare up to 10 images, common up to 100, frequent above.
                 row["image_count"] = n
                 row["frequency"] = "r" if n <= 10 else "c" if n <= 100 else "f"
             rows.append(row)
@@ -91,8 +91,7 @@ class CategoryMap:
     """Translates between bank categories and contiguous classes.
 
     Attributes:
-        to_class: int64 [bank categories], the contiguous class, or -1 where the training set has
-            none.
+        to_class: int64 [bank categories], the contiguous class, or -1 if the training set has none.
         to_bank: int64 [classes], the bank's category, or -1.
     """
 
@@ -137,7 +136,7 @@ class CategoryMap:
                 f"{where}: expected the ids and names of the training set's categories, got "
                 f"{'; '.join(wrong[:_SHOWN])}{more}\n"
                 "  the bank was made for another dataset, or a damaged table; MOSAIC.MATCH: "
-                "'name' goes by names alone"
+                "'name' matches by name alone"
             )
         self.shared = int((self.to_class >= 0).sum())
         if self.shared == 0:

@@ -24,7 +24,7 @@ def test_detectron2_loads_exports(bank, tmp_path, load, arguments):
     command = ["export", "--from", str(bank.path), "--out", str(out), *arguments]
     assert _core.main(command) == 0
     root = out.parent
-    dicts = load(str(out), str(root))
+    dicts = load(str(out), f"{root}/")
     expected = {i: len(bank.mosaic(i).masks) for i in bank.mosaic_ids()}
     assert len(expected) == 12
     assert {d["file_name"] for d in dicts} == {str(p) for p in (root / "images").iterdir()}
