@@ -8,7 +8,7 @@ use super::examine::{Examined, examine};
 use super::model::ModelId;
 use super::planned::planned;
 use crate::error::{Error, Result};
-use crate::geometry::{PixelBox, Size};
+use crate::geometry::PixelBox;
 use crate::mask::region::cut;
 use crate::mask::{BinaryMask, Captured, RegionView, Rle, Tools, Verdict};
 use crate::recipe::{Keep, Recipe};
@@ -385,6 +385,7 @@ mod tests {
     use super::super::layout::Part;
     use super::super::prompt::Subject;
     use super::*;
+    use crate::geometry::Size;
     use crate::mask::LevelMap;
 
     /// A canvas of 2 x 2 regions of 32 px; the region with index `bad` has no attention.
