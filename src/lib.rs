@@ -21,6 +21,7 @@
 //! | [`record`] | a mosaic's record: one type, its ids, its written forms | touch a file |
 //! | [`picture`] | PNG, masks drawn on pictures | know any stage |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
+//! | [`priority`] | how much a category is wanted, and whether it can be had | draw, write |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
 //! | [`status`] | what each engine says about itself, and whether it is alive | link libtorch |
 //! | [`engine`] | planner, worker, throttle | be needed by the trainer |
@@ -64,6 +65,8 @@ pub mod picture;
 pub mod dataset;
 // Instances on disk, beside the training run.
 pub mod bank;
+// How much each category is wanted, and which can be had.
+pub mod priority;
 // What the trainer sees next.
 pub mod sampler;
 // Bank instances on real images.

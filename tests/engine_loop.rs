@@ -17,9 +17,10 @@ use mosaicbank::bank::{Bank, Kind, MosaicRecord};
 use mosaicbank::engine::backend::{Backend, Finisher, Order, mirror};
 use mosaicbank::engine::control::{Control, set_paused};
 use mosaicbank::engine::plan::Odds;
+use mosaicbank::engine::planner::Planner;
 use mosaicbank::engine::planner::{OnDemand, Prewarm};
 use mosaicbank::engine::seeds::Seeds;
-use mosaicbank::engine::worker::{Planner, Settings, run};
+use mosaicbank::engine::worker::{Settings, run};
 use mosaicbank::geometry::{PixelBox, Size};
 use mosaicbank::mask::Verdict;
 use mosaicbank::mosaic::{Canvas, Denoised, Labelled, Layout, Progress, Region, Subject};
@@ -554,6 +555,69 @@ fn a_bank_that_is_too_small_is_said_before_or_while_it_happens() {
     let (out, _) = make(&bank, &Fake::default(), &mut source, settings(1));
     let text = out.unwrap_err().to_string();
     assert!(text.contains("max_bytes"), "{text}");
+}
+
+#[test]
+fn a_panic_while_labelling_ends_the_engine_with_its_reason() {
+    let (_dir, bank) = temporary(2);
+    let fake = Fake {
+        before_label: Arc::new(|_| panic!("the log cannot be written")),
+        ..Fake::default()
+    };
+    let (out, status) = make(&bank, &fake, &mut prewarm(&bank, &[9, 9]), settings(1));
+    let text = out.unwrap_err().to_string();
+    assert!(text.contains("the log cannot be written"), "{text}");
+    assert_eq!(status.state, State::Failed);
+}
+
+#[test]
+fn an_engine_whose_bank_is_removed_ends() {
+    for idle in [false, true] {
+        let (dir, bank) = temporary(2);
+        let path = bank.path().to_path_buf();
+        let remove = path.clone();
+        let fake = Fake {
+            before_label: Arc::new(move |_| {
+                if !idle {
+                    let _ = std::fs::remove_dir_all(&remove);
+                }
+            }),
+            ..Fake::default()
+        };
+        let status = StatusWriter::start(&path, "test", || false).unwrap();
+        let never = || false;
+        let control = Control::new(&path, &never);
+        let out = std::thread::scope(|scope| {
+            let engine = scope.spawn(|| {
+                let mut source = OnDemand::new(&bank, vec![0, 1], 3, Odds::default(), "test");
+                let mut seeds = Seeds::new(&path, None);
+                let settings = Settings {
+                    idle_exit: None,
+                    ..settings(1)
+                };
+                run(
+                    &fake,
+                    &bank,
+                    &mut source,
+                    &mut seeds,
+                    &control,
+                    settings,
+                    &status,
+                )
+            });
+            if idle {
+                while status.update(|s| s.state) != State::Stocked {
+                    assert!(!engine.is_finished());
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                std::fs::remove_dir_all(&path).unwrap();
+            }
+            engine.join().unwrap()
+        });
+        let text = out.unwrap_err().to_string();
+        assert!(text.contains("bank"), "{text}");
+        drop(dir);
+    }
 }
 
 #[test]

@@ -31,11 +31,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("record", &["mask"]),
     ("picture", &["mask"]),
     ("bank", &["record", "mask", "dataset", "picture"]),
-    ("sampler", &["bank", "record", "dataset", "status"]),
+    ("priority", &["bank", "status"]),
+    ("sampler", &["bank", "priority"]),
     ("paste", &["bank", "mask"]),
     ("status", &["dataset"]),
     ("engine", &["*"]),
-    ("report", &["bank", "record", "mask", "status"]),
+    ("report", &["bank", "record", "mask", "priority", "status"]),
     ("cli", &["*"]),
     ("python", &["*"]),
 ];
@@ -214,6 +215,23 @@ fn gated_cli_files() -> Vec<PathBuf> {
             Some(cli.join(format!("{name}.rs")))
         })
         .collect()
+}
+
+/// A thread that waits for a lock with the GIL held blocks the thread that it waits for.
+#[test]
+fn the_bindings_take_no_lock_but_the_one_that_gives_up_the_gil() {
+    for (room, path, text) in sources() {
+        if room != "python" || path.ends_with("python/mod.rs") {
+            continue;
+        }
+        for word in ["Mutex", "RwLock", ".lock()", "Condvar"] {
+            assert!(
+                !text.contains(word),
+                "{}: expected python::Exclusive instead of {word}",
+                path.display()
+            );
+        }
+    }
 }
 
 #[test]

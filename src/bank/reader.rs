@@ -166,7 +166,7 @@ impl Bank {
     }
 
     fn retired(&self, slot: u32) -> bool {
-        let max = self.info.limits.max_uses;
+        let max = self.limits().max_uses;
         max > 0 && self.uses_of(slot) >= max
     }
 

@@ -136,12 +136,12 @@ impl Bank {
         self.put(records)
     }
 
-    /// Removes every record that was used `max_uses` times.
+    /// Removes every record that was used `max_uses` times, as `bank.toml` says now.
     ///
     /// # Errors
-    /// [`Error::Io`] when the disk is full or the bank read-only.
+    /// [`Error::Io`] when the disk is full or the bank read-only; those of [`Bank::read_limits`].
     pub fn retire(&self) -> Result<u64> {
-        let max = self.info.limits.max_uses;
+        let max = self.read_limits()?.max_uses;
         if max == 0 {
             return Ok(0);
         }
@@ -560,7 +560,7 @@ impl Writing<'_> {
 
     /// Brings the bank within its limits: most used first, then the lowest score.
     fn evict(&mut self, touched: &BTreeSet<(u8, u32)>) -> Result<u64> {
-        let limits = self.bank.info.limits;
+        let limits = self.bank.limits();
         let mut evicted = 0;
         if limits.max_per_category > 0 {
             for &(kind, category) in touched {

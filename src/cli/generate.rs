@@ -70,6 +70,11 @@ pub(super) struct Args {
     /// lead inside: checks.size.min_area=0.01
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Names, definitions or prompts under which the model draws categories: CATEGORY=NAME, or a JSON
+    /// or TOML file of "CATEGORY": "NAME" or "CATEGORY": {"name", "definition", "prompt"}; may be
+    /// given several times
+    #[arg(long, value_name = "CATEGORY=NAME|FILE")]
+    aliases: Vec<String>,
     /// Denoising steps [default: the recipe's]
     #[arg(long)]
     steps: Option<u32>,
@@ -88,14 +93,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
         tch::set_num_threads(threads);
     }
     let model = context.model(&args.model)?;
-    let mut generator = Generator::open(
+    let generator = Generator::open(
         &model,
         parse_device(&args.device)?,
         parse_dtype(&args.dtype)?,
-    )?;
-    if let Some(path) = &args.annotations {
-        generator = generator.with_categories(CategoryTable::read(path)?);
-    }
+    )?
+    .for_dataset(args.annotations.as_deref(), &args.aliases)?;
     let recipe = generator.recipe(&own_values(args)?)?;
     let categories = category_names(&generator, &args.categories)?;
     let canvases = (0..args.count)
@@ -108,7 +111,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
             generator.canvas(&recipe, &names, seed)
         })
         .collect::<Result<Vec<_>>>()?;
-    let folder = Folder::open(&args.out, args.resume)?;
+    let folder = Folder::open(&args.out, "generate", args.resume)?;
     folder.set_recipe(&recipe)?;
     let mut todo: Vec<Canvas> = Vec::new();
     for canvas in canvases {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 
 use super::context::{catch_stop, check_stop};
+use super::limits::LimitArgs;
 use super::progress::Counter;
 use crate::bank::import::{Class, instance_of_mask, read_picture, read_pool};
 use crate::bank::{Bank, BankInfo, Category, InstanceRecord, Limits, PutReport};
@@ -54,11 +55,15 @@ pub struct ImportArgs {
     /// Most instances taken of each category of a dataset; 0 takes all
     #[arg(long, value_name = "N", default_value_t = 0)]
     per_category: u64,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 fn open_or_create(args: &ImportArgs, own: Option<&CategoryTable>) -> Result<Bank> {
     if args.bank.join(crate::bank::INFO_FILE).exists() {
-        return Bank::open(&args.bank);
+        let bank = Bank::open(&args.bank)?;
+        args.limits.apply(&bank)?;
+        return Ok(bank);
     }
     let given = args
         .categories
@@ -77,10 +82,12 @@ fn open_or_create(args: &ImportArgs, own: Option<&CategoryTable>) -> Result<Bank
         max_per_category: 0,
         ..Limits::default()
     };
-    Bank::create(
-        &args.bank,
-        BankInfo::new(Category::of_table(table)?, "", limits)?,
-    )
+    let bank = Bank::open_or_create(&args.bank, || {
+        BankInfo::new(Category::of_table(table)?, "", args.limits.over(limits))
+    })?;
+    // Another process may have been faster.
+    args.limits.apply(&bank)?;
+    Ok(bank)
 }
 
 /// Instances on their way into a bank.

@@ -10,6 +10,7 @@ mod export;
 #[cfg(feature = "engine")]
 mod generate;
 pub mod import;
+mod limits;
 mod merge;
 mod merge_banks;
 #[cfg(feature = "engine")]

@@ -180,7 +180,7 @@ impl PartialEq for CategoryTable {
 }
 
 /// Spelling that lookups ignore: case, and `_` or `-` for a space.
-fn normalize(name: &str) -> String {
+pub(super) fn normalize(name: &str) -> String {
     name.trim()
         .chars()
         .map(|c| match c {
@@ -313,6 +313,17 @@ impl CategoryTable {
     /// The category with this id.
     pub fn by_id(&self, id: u64) -> Option<&Category> {
         self.by_id.get(&id).map(|&i| &self.categories[i])
+    }
+
+    /// The category that the table spells exactly so.
+    pub fn by_exact_name(&self, name: &str) -> Option<&Category> {
+        self.by_name.get(name).and_then(|&i| self.categories.get(i))
+    }
+
+    /// Whether several categories share this name or synonym, so that it means none of them.
+    pub fn is_shared(&self, name: &str) -> bool {
+        let holders = self.by_alias.get(&normalize(name));
+        holders.is_some_and(|h| h.len() > 1) && self.get(name).is_err()
     }
 
     /// Position of the category that [`CategoryTable::get`] finds.

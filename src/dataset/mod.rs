@@ -17,7 +17,9 @@ mod file;
 pub mod folder;
 mod mark;
 pub mod merge;
+mod own_folder;
 pub mod reader;
+pub mod vocabulary;
 mod webdataset;
 mod yolo;
 
@@ -30,6 +32,8 @@ pub use file::write_beside;
 pub use folder::Folder;
 pub use mark::SourceMark;
 pub use merge::{MergeReport, merge_files};
+pub use own_folder::own_folder;
 pub use reader::{Annotation, Dataset, ImageEntry, RawCounts, ReadOptions, Segmentation};
+pub use vocabulary::{Alias, Aliases, Vocabulary, Words};
 pub use webdataset::write_webdataset;
 pub use yolo::{label_text, single_outline, write_yolo};

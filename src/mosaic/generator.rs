@@ -12,7 +12,7 @@ use super::label::{self, Labelled, MadeBy};
 use super::layout::Layout;
 use super::model::{Model, device_kind, dtype_name};
 use super::prompt::Subject;
-use crate::dataset::CategoryTable;
+use crate::dataset::{Aliases, CategoryTable, Vocabulary};
 use crate::diffusion::Observer;
 use crate::error::{Error, Result};
 use crate::mask::Tools;
@@ -63,7 +63,11 @@ pub struct Progress<'a> {
 /// A loaded model that makes labelled mosaics.
 pub struct Generator {
     model: Model,
+    /// The categories that the model was trained on.
+    trained: Option<CategoryTable>,
     categories: Option<CategoryTable>,
+    /// What the model calls `categories`.
+    vocabulary: Vocabulary,
 }
 
 impl Generator {
@@ -76,19 +80,70 @@ impl Generator {
         let model = guard::torch(device, "loading the model", || {
             Model::open(path, device, kind)
         })?;
-        let table = model.path.join(CATEGORIES);
-        let categories = if table.is_file() {
-            Some(CategoryTable::read(&table)?)
-        } else {
-            None
-        };
-        Ok(Self { model, categories })
+        let trained = Self::trained_categories(&model.path)?;
+        Ok(Self {
+            model,
+            categories: trained.clone(),
+            trained,
+            vocabulary: Vocabulary::default(),
+        })
     }
 
-    /// The same generator with the categories of a dataset.
+    /// The categories that the model in this directory was trained on; `None` where it does not
+    /// say (it then draws any name).
+    ///
+    /// # Errors
+    /// As [`CategoryTable::read`].
+    pub fn trained_categories(path: &Path) -> Result<Option<CategoryTable>> {
+        let table = path.join(CATEGORIES);
+        table
+            .is_file()
+            .then(|| CategoryTable::read(&table))
+            .transpose()
+    }
+
+    /// The same generator with the categories of a dataset, drawn under the names that the model
+    /// was trained on, or under `aliases`.
+    ///
+    /// # Errors
+    /// As [`Vocabulary::new`].
+    pub fn with_categories(self, categories: CategoryTable, aliases: &Aliases) -> Result<Self> {
+        let vocabulary = Vocabulary::new(&categories, self.trained.as_ref(), aliases)?;
+        Ok(self.with_vocabulary(categories, vocabulary))
+    }
+
+    /// As [`Generator::with_categories`], with what the user names: the categories of an annotation
+    /// file (those of the model where there is none), and aliases ([`Aliases::collect`]).
+    ///
+    /// # Errors
+    /// Those of the two; [`Error::Value`] for aliases without any category table.
+    pub fn for_dataset(self, annotations: Option<&Path>, aliases: &[String]) -> Result<Self> {
+        if annotations.is_none() && aliases.is_empty() {
+            return Ok(self);
+        }
+        let table = match (annotations, &self.trained) {
+            (Some(path), _) => CategoryTable::read(path)?,
+            (None, Some(own)) => own.clone(),
+            (None, None) => {
+                return Err(Error::value(
+                    "aliases",
+                    "annotations with them: the model does not list its categories",
+                    "no category table",
+                ));
+            }
+        };
+        self.with_categories(table, &Aliases::collect(aliases)?)
+    }
+
+    /// As [`Generator::with_categories`], with a vocabulary that was made before.
     #[must_use]
-    pub fn with_categories(mut self, categories: CategoryTable) -> Self {
+    pub fn with_vocabulary(
+        mut self,
+        categories: CategoryTable,
+        vocabulary: Vocabulary,
+    ) -> Self {
         self.categories = Some(categories);
+        self.vocabulary = vocabulary;
         self
     }
 
@@ -164,7 +219,10 @@ impl Generator {
             .zip(categories)
             .map(|(&part, name)| {
                 let (name, definition) = self.category(name)?;
-                let subject = Subject::from_recipe(recipe, name, definition)?;
+                let subject = match self.vocabulary.get(name) {
+                    Some(words) => Subject::from_words(recipe, words)?,
+                    None => Subject::from_recipe(recipe, name, definition)?,
+                };
                 Ok(Region::new(part, name, subject, recipe.guidance))
             })
             .collect::<Result<_>>()?;

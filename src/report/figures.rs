@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::bank::{Bank, Category, Demand, DemandBoard, Kind, Limits, RecordId, Stock};
 use crate::error::Result;
 use crate::mask::Verdict;
+use crate::priority::supply::Supply;
 
 /// Longest text of a reason; a foreign bank may say anything.
 const MAX_REASON: usize = 80;
@@ -137,13 +138,21 @@ pub struct CategoryFigures {
     pub weight: f32,
     /// Feedback: factor on the pasted size relative to neutral 1.
     pub size_factor: f32,
+    /// Whether the bank holds mosaics of it, or a running engine draws it.
+    pub supplied: bool,
     /// What a walk through the records tells.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub contents: Option<CategoryContents>,
 }
 
 impl CategoryFigures {
-    fn new(category: &Category, index: usize, stock: &Stock, demand: &[Demand]) -> Self {
+    fn new(
+        category: &Category,
+        index: usize,
+        stock: &Stock,
+        demand: &[Demand],
+        supplied: bool,
+    ) -> Self {
         let count = |list: &[u64]| list.get(index).copied().unwrap_or_default();
         let d = demand.get(index).copied().unwrap_or_default();
         Self {
@@ -158,6 +167,7 @@ impl CategoryFigures {
             missed: d.missed,
             weight: d.weight,
             size_factor: d.size_factor,
+            supplied,
             contents: None,
         }
     }
@@ -187,6 +197,8 @@ pub struct Figures {
     pub removed: u64,
     /// What keeps the bank from growing for ever.
     pub limits: Limits,
+    /// One line about the categories that neither the bank nor a running engine supplies.
+    pub shortfall: Option<String>,
     /// Unused mosaics that the engine heard of last wants of every category.
     pub target: Option<u64>,
     /// What engines say of themselves, oldest first.
@@ -205,6 +217,7 @@ impl Figures {
     /// [`crate::Error::Format`] when the store is damaged.
     pub fn gather(bank: &Bank, engines: Vec<EngineFacts>) -> Result<Self> {
         let stock = bank.stock()?;
+        let supply = Supply::of(bank)?;
         let demand = bank.board().map_or_else(Vec::new, DemandBoard::snapshot);
         let target = engines
             .iter()
@@ -219,7 +232,8 @@ impl Figures {
             bytes: stock.bytes,
             added: stock.added,
             removed: stock.removed,
-            limits: bank.info().limits,
+            limits: bank.limits(),
+            shortfall: supply.shortfall(bank, &[]),
             target,
             engines,
             contents: None,
@@ -227,7 +241,7 @@ impl Figures {
                 .categories()
                 .iter()
                 .enumerate()
-                .map(|(i, c)| CategoryFigures::new(c, i, &stock, &demand))
+                .map(|(i, c)| CategoryFigures::new(c, i, &stock, &demand, supply.has(i)))
                 .collect(),
         })
     }

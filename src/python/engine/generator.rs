@@ -49,13 +49,16 @@ impl PyGenerator {
     ///     annotations: an LVIS or COCO JSON file whose categories give ids and definitions and
     ///         are the only ones accepted; the model's own table when not given.
     ///     threads: number of threads that libtorch computes with; as it is when not given.
+    ///     aliases: names, definitions or prompts under which the model draws categories:
+    ///         "category=name", or JSON or TOML files. Without one, a category is drawn under the
+    ///         name that the model was trained on.
     ///
     /// Raises:
     ///     FileNotFoundError: a directory or file is missing; pickles do not count.
     ///     ValueError: a file is malformed, holds a value that is not supported, or weights that
     ///         do not fit; names the file and the key or tensor.
     #[staticmethod]
-    #[pyo3(signature = (model="embedded".into(), device="cpu", dtype="float32", *, annotations=None, threads=None))]
+    #[pyo3(signature = (model="embedded".into(), device="cpu", dtype="float32", *, annotations=None, threads=None, aliases=None))]
     fn from_pretrained(
         py: Python<'_>,
         model: PathBuf,
@@ -63,16 +66,14 @@ impl PyGenerator {
         dtype: &str,
         annotations: Option<PathBuf>,
         threads: Option<i32>,
+        aliases: Option<Vec<String>>,
     ) -> PyResult<Self> {
         let path = cli::resolve_model(py, &model)?;
         let (target, kind) = (parse_device(device)?, parse_dtype(dtype)?);
         let generator = enter(py, || {
             set_threads(threads)?;
-            let generator = Generator::open(&path, target, kind)?;
-            Ok(match annotations {
-                Some(path) => generator.with_categories(CategoryTable::read(&path)?),
-                None => generator,
-            })
+            Generator::open(&path, target, kind)?
+                .for_dataset(annotations.as_deref(), &aliases.unwrap_or_default())
         })?;
         let model = generator.model();
         let names = |table: &CategoryTable| {
