@@ -184,8 +184,9 @@ mod tests {
 
     use super::*;
     use crate::diffusion::Observer;
-    use crate::mosaic::{Generator, Mosaic, Options, Progress};
+    use crate::mosaic::{Generator, Options, Progress};
     use crate::recipe::Recipe;
+    use crate::record::Mosaic;
 
     const NAMES: [&str; 4] = ["banana", "teapot", "dog", "cup"];
 
@@ -234,7 +235,7 @@ mod tests {
             },
         )?;
         assert_eq!(steps, recipe.steps);
-        Ok(mosaics.into_iter().next().unwrap())
+        Ok(mosaics.into_iter().next().unwrap().record)
     }
 
     #[test]
@@ -250,15 +251,12 @@ mod tests {
                 (region.own.x0 + region.own.x1) / 2,
             );
             let at = 3 * (y * mosaic.size.width + x) as usize;
-            for (byte, value) in mosaic.rgb[at..at + 3]
-                .iter()
-                .zip(colour(&region.subject.prompt))
-            {
+            for (byte, value) in mosaic.image[at..at + 3].iter().zip(colour(&region.prompt)) {
                 let expected = ((1.5 * value + 1.0) * 127.5).round();
                 assert!(
                     (f32::from(*byte) - expected).abs() <= 1.0,
                     "{}: {byte} and {expected}",
-                    region.subject.prompt
+                    region.prompt
                 );
             }
             assert!(region.verdict.is_kept(), "{}", region.verdict);
@@ -287,7 +285,7 @@ mod tests {
         let first = with(true, 1);
         for (capture, batch) in [(false, 1), (true, 4), (false, 3)] {
             let other = with(capture, batch);
-            assert_eq!(other.rgb, first.rgb);
+            assert_eq!(other.image, first.image);
             assert_eq!(other.instances.len(), if capture { 4 } else { 0 });
         }
     }
@@ -330,7 +328,7 @@ mod tests {
             .unwrap();
         assert_eq!((one.0, other.0), (3 * 4, 3 * 4));
         let unseen = make(&generator, &recipe, Options::default()).unwrap();
-        assert_eq!(denoised[0].rgb, unseen.rgb);
+        assert_eq!(denoised[0].rgb, unseen.image);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Mosaics (MosaicFusion, arXiv 2309.13042): layout, the denoising loop, attention capture,
 //! decoding, and labelling the decoded canvas. What is asked for is a [`Canvas`] with a [`Region`]
-//! per prompt; what comes out is a [`Mosaic`] with a [`RegionResult`] for each.
+//! per prompt; what comes out is a [`Labelled`] record of it.
 
 mod blend_weights;
 mod canvas;
