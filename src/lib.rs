@@ -14,8 +14,9 @@
 //! | [`dataset`] | LVIS/COCO JSON in, export and merge out | touch pixels |
 //! | `weights` | strict safetensors loading | know an architecture |
 //! | `text` | prompt to embedding | know the UNet |
-//! | `diffusion` | UNet, VAE, schedulers, the attention seam | know prompts or masks |
-//! | `mosaic` | layout, the denoising loop, capture, decode | write files |
+//! | `diffusion` | UNet, VAE, schedulers, attention events | know prompts or masks |
+//! | `family` | one file per generator family: text stack, denoiser, latent space | step a scheduler |
+//! | `mosaic` | layout, the denoising loop, capture, decode, labels | know a family, write files |
 //! | [`mask`] | mask sources, refiners and checks, on plain arrays | know any other stage |
 //! | [`record`] | a mosaic's record: one type, its ids, its written forms | touch a file |
 //! | [`picture`] | PNG, masks drawn on pictures | know any stage |
@@ -29,8 +30,8 @@
 //!
 //! Where new parts go, and how they are tested: `DESIGN.md`, beside `README.md`.
 //!
-//! `weights`, `text`, `diffusion` and `mosaic` exist with the cargo feature `engine` only, as does
-//! the part of [`engine`] that runs a model; nothing else links libtorch.
+//! `weights`, `text`, `diffusion`, `family` and `mosaic` exist with the cargo feature `engine` only,
+//! as does the part of [`engine`] that runs a model; nothing else links libtorch.
 
 pub mod error;
 // What every room shares.
@@ -48,6 +49,9 @@ pub mod text;
 // Embedding and noise to latents, latents to pixels.
 #[cfg(feature = "engine")]
 pub mod diffusion;
+// The networks of a model behind one seam.
+#[cfg(feature = "engine")]
+pub mod family;
 // Regions to a canvas, with the attention of each.
 #[cfg(feature = "engine")]
 pub mod mosaic;

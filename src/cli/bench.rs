@@ -68,6 +68,7 @@ pub(super) struct BenchArgs {
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<()> {
     let seconds = Duration::try_from_secs_f64(args.seconds)
         .map_err(|_| Error::value("--seconds", "a number of at least 0", args.seconds))?;
+    crate::dataset::own_folder(&args.out, "bench", false)?;
     let dir = args.out.join("bank");
     let work = Work::start(&args.make, context, &dir, "bench")?;
     work.run(|load_backend, work| {

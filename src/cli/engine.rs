@@ -307,13 +307,10 @@ fn open_or_create(
     own: &Map<String, Value>,
     limits: LimitArgs,
 ) -> Result<Bank> {
-    let open = || {
+    if dir.join(INFO_FILE).exists() {
         let bank = Bank::open(dir)?;
         limits.apply(&bank)?;
-        Ok(bank)
-    };
-    if dir.join(INFO_FILE).exists() {
-        return open();
+        return Ok(bank);
     }
     let trained = Generator::trained_categories(model)?;
     let table = match table.or(trained.as_ref()) {
@@ -327,12 +324,12 @@ fn open_or_create(
         }
     };
     let recipe = serde_json::to_string(own).map_err(|e| Error::backend("recipe", e))?;
-    let info = bank_info(table, &recipe, limits.over(Limits::default()))?;
-    match Bank::create(dir, info) {
-        // Another engine was faster.
-        Err(_) if dir.join(INFO_FILE).exists() => open(),
-        other => other,
-    }
+    let bank = Bank::open_or_create(dir, || {
+        bank_info(table, &recipe, limits.over(Limits::default()))
+    })?;
+    // Another engine may have been faster.
+    limits.apply(&bank)?;
+    Ok(bank)
 }
 
 /// The recipe values that the command line gives.

@@ -11,7 +11,7 @@ use crate::bank::export::is_bank;
 use crate::bank::import::read_picture;
 use crate::dataset::{
     CategoryTable, Entry, ExportFormat, ExportOptions, Exporter, FIRST_IMAGE_ID, Folder,
-    IMAGES, MaskFormat, folder, write_beside, write_webdataset, write_yolo,
+    IMAGES, MaskFormat, folder, own_folder, write_beside, write_webdataset, write_yolo,
 };
 use crate::error::{Error, Result};
 use crate::record::{Class, Mosaic};
@@ -151,7 +151,7 @@ impl<'a> Source<'a> {
 
 /// Writes a folder of mosaics.
 fn write_mosaics(source: &Source<'_>, entries: &[Entry], out: &Path) -> Result<()> {
-    let folder = Folder::open(out, false)?;
+    let folder = Folder::open(out, "export", false)?;
     source.recipes_into(&folder, entries)?;
     let mut counter = Counter::new("mosaics");
     for (i, entry) in entries.iter().enumerate() {
@@ -190,12 +190,14 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let out = args.out.display();
     let format = match args.format {
         Format::Yolo => {
+            own_folder(&args.out, "export", false)?;
             let (images, instances) = write_yolo(&args.out, &entries, &table, &mut picture)?;
             counter.finish();
             println!("{out}: {images} images, {instances} instances");
             return Ok(());
         }
         Format::Webdataset => {
+            own_folder(&args.out, "export", false)?;
             let per_shard = args.shard_size as usize;
             let (shards, images, instances) =
                 write_webdataset(&args.out, &entries, &table, per_shard, &mut picture)?;

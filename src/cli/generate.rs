@@ -111,7 +111,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
             generator.canvas(&recipe, &names, seed)
         })
         .collect::<Result<Vec<_>>>()?;
-    let folder = Folder::open(&args.out, args.resume)?;
+    let folder = Folder::open(&args.out, "generate", args.resume)?;
     folder.set_recipe(&recipe)?;
     let mut todo: Vec<Canvas> = Vec::new();
     for canvas in canvases {

@@ -82,10 +82,12 @@ fn open_or_create(args: &ImportArgs, own: Option<&CategoryTable>) -> Result<Bank
         max_per_category: 0,
         ..Limits::default()
     };
-    Bank::create(
-        &args.bank,
-        BankInfo::new(Category::of_table(table)?, "", args.limits.over(limits))?,
-    )
+    let bank = Bank::open_or_create(&args.bank, || {
+        BankInfo::new(Category::of_table(table)?, "", args.limits.over(limits))
+    })?;
+    // Another process may have been faster.
+    args.limits.apply(&bank)?;
+    Ok(bank)
 }
 
 /// Instances on their way into a bank.

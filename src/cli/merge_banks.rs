@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::limits::LimitArgs;
-use crate::bank::{Bank, BankInfo, INFO_FILE};
+use crate::bank::{Bank, BankInfo};
 use crate::error::{Error, Result};
 
 /// Put everything of some banks into one.
@@ -34,11 +34,7 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
         .iter()
         .map(|path| Bank::open(path))
         .collect::<Result<Vec<_>>>()?;
-    let out = if args.out.join(INFO_FILE).exists() {
-        let out = Bank::open(&args.out)?;
-        args.limits.apply(&out)?;
-        out
-    } else {
+    let out = Bank::open_or_create(&args.out, || {
         let Some(first) = banks.first() else {
             return Err(Error::value("banks", "at least one", "none"));
         };
@@ -50,8 +46,8 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
         )?;
         new.mosaic_codec = info.mosaic_codec;
         new.instance_codec = info.instance_codec;
-        Bank::create(&args.out, new)?
-    };
+        Ok(new)
+    })?;
     if let Some(same) = banks.iter().find(|b| b.path() == out.path()) {
         return Err(Error::value(
             "OUT",
@@ -59,6 +55,7 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
             same.path().display(),
         ));
     }
+    args.limits.apply(&out)?;
     let mut refused = 0;
     for bank in &banks {
         let report = out.merge_from(bank)?;

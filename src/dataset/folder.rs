@@ -16,6 +16,7 @@ use super::category::CategoryTable;
 use super::entry::{Entry, IMAGES, MOSAICS, file_name, finished, is_plain_name, path_in};
 use super::export::{ExportFormat, ExportOptions, ExportReport, Exporter};
 use super::file::write_beside;
+use super::own_folder::own_folder;
 use crate::error::{Error, Result};
 use crate::picture;
 use crate::recipe::Recipe;
@@ -43,12 +44,13 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Makes the folder where it is missing. One that holds mosaics is continued with `resume`
-    /// only.
+    /// Makes the folder of `command` where it is missing. One that holds mosaics is continued with
+    /// `resume` only.
     ///
     /// # Errors
-    /// [`Error::Value`] when it holds mosaics and `resume` is not set; [`Error::Io`].
-    pub fn open(path: &Path, resume: bool) -> Result<Self> {
+    /// [`Error::Value`] when it holds mosaics and `resume` is not set, or what no mosaicbank
+    /// command wrote; [`Error::Io`].
+    pub fn open(path: &Path, command: &str, resume: bool) -> Result<Self> {
         let finished = finished(path)?;
         if !finished.is_empty() && !resume {
             return Err(Error::value(
@@ -57,6 +59,7 @@ impl Folder {
                 format!("{} with {} mosaics", path.display(), finished.len()),
             ));
         }
+        own_folder(path, command, !finished.is_empty())?;
         for part in [MOSAICS, IMAGES, MASKS, OVERLAYS] {
             let dir = path.join(part);
             fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;

@@ -1,7 +1,7 @@
 //! Whether a mosaic that was made again is the same as the bank's.
 
 use crate::bank::{Bank, MosaicRecord, RecordId};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::mosaic::Labelled;
 use crate::recipe::Recipe;
 use crate::record::fingerprint;
@@ -9,7 +9,7 @@ use crate::record::fingerprint;
 /// The mosaic with this id, or the one that the instance with this id was cut from.
 ///
 /// # Errors
-/// [`Error::Value`] when the bank has neither.
+/// [`crate::Error::Value`] when the bank has neither.
 pub fn find(bank: &Bank, id: &str) -> Result<MosaicRecord> {
     let wanted: RecordId = id.parse()?;
     match bank.mosaic(wanted) {
@@ -24,7 +24,7 @@ pub fn find(bank: &Bank, id: &str) -> Result<MosaicRecord> {
 /// The recipe that the bank keeps for a mosaic.
 ///
 /// # Errors
-/// [`Error::NotFound`] when it keeps none, [`Error::Format`] when it is another one.
+/// [`crate::Error::NotFound`] when it keeps none, [`Error::Format`] when it is another one.
 pub fn recipe_of(bank: &Bank, kept: &MosaicRecord) -> Result<Recipe> {
     let text = bank.recipe(&kept.recipe)?;
     let place = bank

@@ -3,10 +3,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use rand::RngExt;
 
@@ -16,8 +17,8 @@ use super::plan::Batch;
 use super::planner::{Next, Planner, Report};
 use super::seeds::Seeds;
 use super::throttle::Throttle;
-use crate::bank::{Bank, MosaicRecord};
-use crate::error::{Error, Result};
+use crate::bank::{Bank, INFO_FILE, MosaicRecord};
+use crate::error::{Error, Result, panic_message};
 use crate::mosaic::{Canvas, Denoised, Labelled, Progress};
 use crate::rng;
 use crate::status::{EngineStatus, State, StatusWriter};
@@ -25,6 +26,8 @@ use crate::status::{EngineStatus, State, StatusWriter};
 /// How often the bank is looked at while there is nothing to do: well within the second in which
 /// the engine is to wake.
 const POLL: Duration = Duration::from_millis(200);
+/// How often a wait for the labelling thread checks whether the engine is being stopped.
+const LISTEN: Duration = Duration::from_millis(50);
 /// How long the loop waits for what is being labelled before it asks again.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
 /// A full disk is tried again after this time, which doubles up to [`MOST_RETRY`].
@@ -129,10 +132,17 @@ pub fn run(
     let finisher = backend.finisher();
     let out = std::thread::scope(|scope| {
         // One batch waits while another is labelled and a third is denoised.
-        let (send, receive) = sync_channel(1);
+        let (send, receive) = bounded(1);
         let finishing = std::thread::Builder::new()
             .name("finisher".into())
-            .spawn_scoped(scope, || finish(&*finisher, receive, &shared))
+            .spawn_scoped(scope, || {
+                let work = AssertUnwindSafe(|| finish(&*finisher, receive, &shared));
+                if let Err(panic) = catch_unwind(work) {
+                    // The device loop finds it and ends; a supervisor then starts a new engine.
+                    let error = Error::backend("labelling", panic_message(&*panic));
+                    *shared.fatal.lock() = Some(error);
+                }
+            })
             .map_err(|e| Error::backend("starting the labelling thread", e))?;
         let mut device = DeviceLoop {
             backend,
@@ -173,13 +183,14 @@ struct DeviceLoop<'a> {
 }
 
 impl DeviceLoop<'_> {
-    fn run(&mut self, seeds: &mut Seeds, send: &SyncSender<Job>) -> Result<()> {
+    fn run(&mut self, seeds: &mut Seeds, send: &Sender<Job>) -> Result<()> {
         let mut idle_since: Option<Instant> = None;
         loop {
             self.shared.control.check()?;
             if self.shared.fatal.lock().is_some() {
                 return Ok(());
             }
+            self.check_bank()?;
             self.wait_while_paused()?;
             self.take_reports();
             let planning = Instant::now();
@@ -245,6 +256,19 @@ impl DeviceLoop<'_> {
                 },
             )?;
         }
+    }
+
+    /// An open bank can be written after its directory was removed: nobody would ever read it.
+    fn check_bank(&self) -> Result<()> {
+        let path = self.shared.bank.path().join(INFO_FILE);
+        if path.exists() {
+            return Ok(());
+        }
+        Err(Error::NotFound {
+            what: "the bank".into(),
+            path,
+            hint: "\nhint: it was removed or moved while the engine was running".into(),
+        })
     }
 
     /// The first of what waits; the rest of it waits on.
@@ -419,19 +443,19 @@ impl DeviceLoop<'_> {
     }
 
     /// To the labelling thread; waits while that is behind.
-    fn hand_over(&self, send: &SyncSender<Job>, job: Job) -> Result<()> {
+    fn hand_over(&self, send: &Sender<Job>, job: Job) -> Result<()> {
         let begin = Instant::now();
-        let mut job = Some(job);
-        while let Some(next) = job.take() {
-            match send.try_send(next) {
-                Ok(()) => {}
-                Err(TrySendError::Full(back)) => {
-                    job = Some(back);
-                    self.shared.control.sleep(Duration::from_millis(2))?;
+        let mut job = job;
+        loop {
+            match send.send_timeout(job, LISTEN) {
+                Ok(()) => break,
+                Err(SendTimeoutError::Timeout(back)) => {
+                    job = back;
+                    self.shared.control.check()?;
                     self.take_reports();
                 }
                 // It ended because of an error, which the loop finds.
-                Err(TrySendError::Disconnected(_)) => return Ok(()),
+                Err(SendTimeoutError::Disconnected(_)) => return Ok(()),
             }
         }
         self.waited(begin.elapsed());

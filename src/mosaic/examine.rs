@@ -418,11 +418,8 @@ mod tests {
         .unwrap();
         assert_eq!(mosaics[0].maps[1].source, Some("no_op"));
         let mosaics = label(with(json!({"checks": []})), Tools::default()).unwrap();
-        let region = &mosaics[0].regions[0];
-        assert_eq!(
-            (region.source, &region.verdict),
-            (None, &Verdict::NoAttention)
-        );
+        assert_eq!(mosaics[0].maps[0].source, None);
+        assert_eq!(mosaics[0].record.regions[0].verdict, Verdict::NoAttention);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::layout::Layout;
 use super::model::{Model, device_kind, dtype_name};
 use super::prompt::Subject;
 use crate::dataset::{Aliases, CategoryTable, Vocabulary};
-use crate::diffusion::Scheduler;
+use crate::diffusion::Observer;
 use crate::error::{Error, Result};
 use crate::mask::Tools;
 use crate::recipe::Recipe;
@@ -23,8 +23,8 @@ use crate::rng;
 /// The file in a model directory that lists the categories it was trained on.
 const CATEGORIES: &str = "categories.json";
 
-/// Regions per UNet call, when nobody says otherwise. On a CPU feature maps that leave its caches
-/// cost more than calls do (`benches/diffusion_vs_diffusers.py`: two regions take 12 % less time
+/// Regions per denoiser call, when nobody says otherwise. On a CPU feature maps that leave its
+/// caches cost more than calls do (`benches/diffusion_vs_diffusers.py`: two regions take 12 % less time
 /// than four at the embedded model's size).
 pub const fn regions_per_call(device: Device) -> usize {
     match device {
@@ -38,7 +38,8 @@ pub const fn regions_per_call(device: Device) -> usize {
 pub struct Options {
     /// Whether attention is read; without it there are no masks and no instances.
     pub capture: bool,
-    /// Regions per UNet call at most (twice that with guidance); as suits the device when absent.
+    /// Regions per denoiser call at most (twice that many rows with guidance); as suits the device
+    /// when absent.
     pub batch: Option<usize>,
 }
 
@@ -163,7 +164,8 @@ impl Generator {
     /// scheduler.
     pub fn recipe(&self, own: &Map<String, Value>) -> Result<Recipe> {
         let recipe = Recipe::resolve(&self.model.recommended, own)?;
-        Scheduler::new(&self.model.scheduler, recipe.scheduler, recipe.steps)?;
+        let config = self.model.scheduler();
+        config.trajectory(recipe.scheduler, recipe.steps)?;
         Ok(recipe)
     }
 
@@ -210,7 +212,7 @@ impl Generator {
                 format!("{}: {}", categories.len(), categories.join(", ")),
             ));
         }
-        let layout = Layout::draw(recipe, self.model.vae.factor(), layout_seed)?;
+        let layout = Layout::draw(recipe, self.model.space().multiple(), layout_seed)?;
         let regions = layout
             .parts
             .iter()
@@ -254,6 +256,23 @@ impl Generator {
         options: Options,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<Denoised>> {
+        self.denoise_observed(recipe, canvases, init_noise, options, progress, &mut [])
+    }
+
+    /// As [`Generator::denoise`], with `observers` that see the attention of every denoiser call.
+    /// They change nothing, nor does their number.
+    ///
+    /// # Errors
+    /// As [`Generator::denoise`]; those of the observers.
+    pub fn denoise_observed(
+        &self,
+        recipe: &Recipe,
+        canvases: &[Canvas],
+        init_noise: Option<&[Tensor]>,
+        options: Options,
+        progress: &mut Progress<'_>,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Vec<Denoised>> {
         if init_noise.is_some_and(|n| n.len() != canvases.len()) {
             return Err(Error::value(
                 "init_noise",
@@ -266,6 +285,10 @@ impl Generator {
                 check: &mut *progress.check,
                 step: &mut *progress.step,
                 capture: options.capture,
+                observers: observers
+                    .iter_mut()
+                    .map(|o| &mut **o as &mut dyn Observer)
+                    .collect(),
                 batch: options
                     .batch
                     .unwrap_or_else(|| regions_per_call(self.model.device)),

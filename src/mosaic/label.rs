@@ -381,6 +381,7 @@ fn crop(found: Vec<Found>, window: PixelBox) -> Result<Vec<Found>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::canvas::Region;
     use super::super::layout::Part;
     use super::super::prompt::Subject;
     use super::*;

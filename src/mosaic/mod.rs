@@ -1,6 +1,8 @@
-//! Mosaics: layout, the denoising loop, attention capture, decoding, and the way from a decoded
-//! canvas to labelled instances (MosaicFusion, arXiv 2309.13042).
+//! Mosaics (MosaicFusion, arXiv 2309.13042): layout, the denoising loop, attention capture,
+//! decoding, and labelling the decoded canvas. What is asked for is a [`Canvas`] with a [`Region`]
+//! per prompt; what comes out is a [`Mosaic`] with a [`RegionResult`] for each.
 
+mod blend_weights;
 mod canvas;
 mod capture;
 mod denoise;
@@ -12,7 +14,6 @@ mod layout;
 mod model;
 mod planned;
 mod prompt;
-mod window;
 
 pub use canvas::{Canvas, Region, RegionImage};
 pub use denoise::Denoised;

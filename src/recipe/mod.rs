@@ -15,62 +15,59 @@ use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mask::{AnyCheck, AnyRefiner, AnySource, Attention, Bilateral, Reading, SizeCheck};
 
-/// The schedulers that a recipe can name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SchedulerKind {
-    /// Pseudo linear multistep (Liu et al., 2022), without Runge-Kutta warm-up.
-    Pndm,
-    /// Deterministic DDIM (Song et al., 2021).
-    Ddim,
-    /// Euler steps of the probability-flow equation (Karras et al., 2022).
-    Euler,
-    /// DPM-Solver++ 2M (Lu et al., 2022).
-    DpmSolver,
-    /// DPM-Solver++ 2M on the noise levels of Karras et al., 2022.
-    DpmSolverKarras,
-    /// Latent consistency sampling (Luo et al., 2023).
-    Lcm,
+/// Declares [`SchedulerKind`]: one line per scheduler that a recipe can name.
+macro_rules! scheduler_kinds {
+    ($(#[doc = $doc:literal] $variant:ident = $name:literal,)+) => {
+        /// The schedulers that a recipe can name; what each does is in its file of the room
+        /// `diffusion`, which registers it under the same name.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum SchedulerKind {
+            $(#[doc = $doc] #[serde(rename = $name)] $variant,)+
+        }
+
+        impl SchedulerKind {
+            /// All of them, in the order that messages list them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name used in recipes.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+scheduler_kinds! {
+    #[doc = "Pseudo linear multistep (Liu et al., 2022), without Runge-Kutta warm-up."]
+    Pndm = "pndm",
+    #[doc = "Deterministic DDIM (Song et al., 2021)."]
+    Ddim = "ddim",
+    #[doc = "Euler steps of the probability-flow equation (Karras et al., 2022)."]
+    Euler = "euler",
+    #[doc = "DPM-Solver++ 2M (Lu et al., 2022)."]
+    DpmSolver = "dpm_solver",
+    #[doc = "DPM-Solver++ 2M on the noise levels of Karras et al., 2022."]
+    DpmSolverKarras = "dpm_solver_karras",
+    #[doc = "Latent consistency sampling (Luo et al., 2023)."]
+    Lcm = "lcm",
 }
 
 impl SchedulerKind {
-    /// All of them, in the order that messages list them.
-    pub const ALL: [Self; 6] = [
-        Self::Pndm,
-        Self::Ddim,
-        Self::Euler,
-        Self::DpmSolver,
-        Self::DpmSolverKarras,
-        Self::Lcm,
-    ];
-
-    /// The name used in recipes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Pndm => "pndm",
-            Self::Ddim => "ddim",
-            Self::Euler => "euler",
-            Self::DpmSolver => "dpm_solver",
-            Self::DpmSolverKarras => "dpm_solver_karras",
-            Self::Lcm => "lcm",
-        }
-    }
-
     /// The scheduler of this name.
     ///
     /// # Errors
     /// [`Error::Value`] listing the accepted names.
     pub fn from_name(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|k| k.name() == name)
-            .ok_or_else(|| {
-                Error::value(
-                    "scheduler",
-                    Self::ALL.map(Self::name).join(", "),
-                    format!("{name:?}"),
-                )
-            })
+        let known = Self::ALL.iter().copied();
+        known.clone().find(|k| k.name() == name).ok_or_else(|| {
+            Error::value(
+                "scheduler",
+                known.map(Self::name).collect::<Vec<_>>().join(", "),
+                format!("{name:?}"),
+            )
+        })
     }
 }
 
