@@ -156,6 +156,14 @@ pub struct Words {
     pub prompt: Option<String>,
 }
 
+/// Why a category of the model would stand for one of the dataset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    Alias,
+    Name,
+    Synonym,
+}
+
 /// The words for every category of a dataset that a model can draw.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vocabulary {
@@ -188,7 +196,7 @@ impl Vocabulary {
         }
         let mut problems = Vec::new();
         // The model's category (its id) -> categories of the dataset that a rule gives it to.
-        let mut claims: HashMap<u64, Vec<(bool, &str)>> = HashMap::new();
+        let mut claims: HashMap<u64, Vec<(Claim, &str)>> = HashMap::new();
         let mut words = HashMap::new();
         for own in dataset.categories() {
             let alias = aliases.get(&own.name);
@@ -213,9 +221,15 @@ impl Vocabulary {
                 }
                 None => None,
             };
-            if let (Some(known), None) = (known, asked) {
-                let same = normalize(&known.name) == normalize(&own.name);
-                claims.entry(known.id).or_default().push((same, &own.name));
+            if let Some(known) = known {
+                let claim = if asked.is_some() {
+                    Claim::Alias
+                } else if normalize(&known.name) == normalize(&own.name) {
+                    Claim::Name
+                } else {
+                    Claim::Synonym
+                };
+                claims.entry(known.id).or_default().push((claim, &own.name));
             }
             let name = known.map_or(asked.unwrap_or(&own.name), |k| k.name.as_str());
             let of_model = known.map_or("", |k| k.definition.as_str());
@@ -248,13 +262,20 @@ impl Vocabulary {
             if claims.len() < 2 {
                 continue;
             }
-            // One that has the very name keeps it.
-            let named = claims.iter().filter(|(same, _)| *same).count();
+            // Aliases are what the user wants; one that has the very name keeps it.
+            let named = claims.iter().filter(|(c, _)| *c == Claim::Name).count();
             let lost: Vec<&str> = claims
                 .iter()
-                .filter(|(same, _)| named != 1 || !same)
+                .filter(|(claim, _)| match claim {
+                    Claim::Alias => false,
+                    Claim::Name => named != 1,
+                    Claim::Synonym => true,
+                })
                 .map(|(_, name)| *name)
                 .collect();
+            if lost.is_empty() {
+                continue;
+            }
             for name in &lost {
                 words.remove(*name);
             }
@@ -358,6 +379,7 @@ mod tests {
         let own = aliases(r#"{"mug": "cup", "x": {"name": "b", "definition": "d"}}"#).unwrap();
         let v = Vocabulary::new(&data, Some(&model), &own).unwrap();
         assert_eq!((name(&v, "mug"), name(&v, "x")), (Some("cup"), Some("b")));
+        assert_eq!(name(&v, "beaker"), None);
         assert_eq!(v.get("x").unwrap().definition, "d");
     }
 
