@@ -1,4 +1,4 @@
-//! The bilateral solver: a mask that follows the picture.
+//! The bilateral solver: fits a mask to the edges of the image.
 //!
 //! Barron and Poole, "The Fast Bilateral Solver" (arXiv 1511.03296), with the simplified
 //! bilateral grid: pixels whose quantized position and colour agree share a vertex. With the
@@ -35,7 +35,7 @@ const CHROMA_OFFSET: i32 = 4_000_000;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RefineParams {
-    /// How many times: each pass takes the last one's mask as its target.
+    /// Number of passes; each takes the last one's mask as its target.
     pub passes: u32,
     /// Side of a grid cell, px.
     pub sigma_spatial: f64,
@@ -45,13 +45,13 @@ pub struct RefineParams {
     pub sigma_chroma: f64,
     /// Weight of smoothness against the target.
     pub lambda: f64,
-    /// Confidence in the target, the same everywhere.
+    /// Confidence in the target, constant over the image.
     pub confidence: f64,
-    /// Least diagonal of the Jacobi preconditioner.
+    /// Smallest diagonal value of the Jacobi preconditioner.
     pub diagonal_floor: f64,
     /// Conjugate gradients stop when the residual's norm is below this share of `b`'s.
     pub tolerance: f64,
-    /// Most iterations of conjugate gradients.
+    /// Maximum number of iterations of conjugate gradients.
     pub max_iterations: u32,
     /// Iterations of bistochastization.
     pub bistochastize: u32,
@@ -195,7 +195,7 @@ impl RefineParams {
     }
 }
 
-/// How a solution was found.
+/// Statistics of a solution.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SolveReport {
     /// Vertices of the grid.
