@@ -578,6 +578,69 @@ fn a_bank_that_is_too_small_is_said_before_or_while_it_happens() {
 }
 
 #[test]
+fn a_panic_while_labelling_ends_the_engine_with_its_reason() {
+    let (_dir, bank) = temporary(2);
+    let fake = Fake {
+        before_label: Arc::new(|_| panic!("the log cannot be written")),
+        ..Fake::default()
+    };
+    let (out, status) = make(&bank, &fake, &mut prewarm(&bank, &[9, 9]), settings(1));
+    let text = out.unwrap_err().to_string();
+    assert!(text.contains("the log cannot be written"), "{text}");
+    assert_eq!(status.state, State::Failed);
+}
+
+#[test]
+fn an_engine_whose_bank_is_removed_ends() {
+    for idle in [false, true] {
+        let (dir, bank) = temporary(2);
+        let path = bank.path().to_path_buf();
+        let remove = path.clone();
+        let fake = Fake {
+            before_label: Arc::new(move |_| {
+                if !idle {
+                    let _ = std::fs::remove_dir_all(&remove);
+                }
+            }),
+            ..Fake::default()
+        };
+        let status = StatusWriter::start(&path, "test", || false).unwrap();
+        let never = || false;
+        let control = Control::new(&path, &never);
+        let out = std::thread::scope(|scope| {
+            let engine = scope.spawn(|| {
+                let mut source = OnDemand::new(&bank, vec![0, 1], 3, Odds::default(), "test");
+                let mut seeds = Seeds::new(&path, None);
+                let settings = Settings {
+                    idle_exit: None,
+                    ..settings(1)
+                };
+                run(
+                    &fake,
+                    &bank,
+                    &mut source,
+                    &mut seeds,
+                    &control,
+                    settings,
+                    &status,
+                )
+            });
+            if idle {
+                while status.update(|s| s.state) != State::Stocked {
+                    assert!(!engine.is_finished());
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                std::fs::remove_dir_all(&path).unwrap();
+            }
+            engine.join().unwrap()
+        });
+        let text = out.unwrap_err().to_string();
+        assert!(text.contains("bank"), "{text}");
+        drop(dir);
+    }
+}
+
+#[test]
 fn mirrored_layouts_keep_the_sizes_of_their_regions() {
     let fake = Fake::default();
     let order = |mirrored| Order {

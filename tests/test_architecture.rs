@@ -209,6 +209,23 @@ fn gated_cli_files() -> Vec<PathBuf> {
         .collect()
 }
 
+/// A thread that waits for a lock with the GIL held blocks the thread that it waits for.
+#[test]
+fn the_bindings_take_no_lock_but_the_one_that_gives_up_the_gil() {
+    for (room, path, text) in sources() {
+        if room != "python" || path.ends_with("python/mod.rs") {
+            continue;
+        }
+        for word in ["Mutex", "RwLock", ".lock()", "Condvar"] {
+            assert!(
+                !text.contains(word),
+                "{}: expected python::Exclusive instead of {word}",
+                path.display()
+            );
+        }
+    }
+}
+
 #[test]
 fn the_scheduler_and_the_unet_meet_in_the_denoising_loop_only() {
     for (room, path, text) in sources() {

@@ -1,12 +1,13 @@
-//! The loop: plan, denoise, and on a thread of its own label, encode and write, so that the device
-//! does not wait for the CPU.
+//! The engine's loop: plans and denoises on one thread; labels, encodes and writes on another, so
+//! that the device does not wait for the CPU.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use rand::RngExt;
 
@@ -15,23 +16,25 @@ use super::control::Control;
 use super::plan::Batch;
 use super::seeds::Seeds;
 use super::throttle::Throttle;
-use crate::bank::{Bank, MosaicRecord};
-use crate::error::{Error, Result};
+use crate::bank::{Bank, INFO_FILE, MosaicRecord};
+use crate::error::{Error, Result, panic_message};
 use crate::mosaic::{Canvas, Denoised, Mosaic, Progress};
 use crate::rng;
 use crate::status::{EngineStatus, State, StatusWriter};
 
-/// How often the bank is looked at while there is nothing to do: well within the second in which
-/// the engine is to wake.
+/// How often the bank is checked while there is nothing to do. New demand must wake the engine
+/// within a second.
 const POLL: Duration = Duration::from_millis(200);
-/// How long the loop waits for what is being labelled before it asks again.
+/// How often a wait for the labelling thread checks whether the engine is being stopped.
+const LISTEN: Duration = Duration::from_millis(50);
+/// How long the loop waits for mosaics in progress before it plans again.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
-/// A full disk is tried again after this time, which doubles up to [`MOST_RETRY`].
+/// First pause before retrying on a full disk. It doubles up to [`MOST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const MOST_RETRY: Duration = Duration::from_secs(10);
-/// How often records that were used up are taken out of the bank.
+/// How often used-up records are removed from the bank.
 const RETIRE: Duration = Duration::from_secs(60);
-/// Batches that cannot be labelled, one after the other, until the engine gives up.
+/// Number of consecutive batches that fail in labelling before the engine gives up.
 const MOST_FAILURES: u32 = 5;
 
 /// What became of one mosaic.
@@ -103,7 +106,7 @@ pub struct Settings {
     pub idle_exit: Option<Duration>,
 }
 
-/// Mosaics on their way from the device to the bank.
+/// A batch on its way from the device to the bank.
 struct Job {
     /// Category of each region of each mosaic.
     categories: Vec<Vec<u32>>,
@@ -111,7 +114,7 @@ struct Job {
     denoised: Vec<Denoised>,
 }
 
-/// What the two threads share.
+/// State shared by the two threads.
 struct Shared<'a> {
     bank: &'a Bank,
     control: &'a Control<'a>,
@@ -151,8 +154,8 @@ fn once(categories: &[u32]) -> Vec<u32> {
     once
 }
 
-/// Makes what `planner` asks for until it is done, the engine is stopped, or something fails that
-/// trying again would not mend.
+/// Generates what `planner` asks for until it is done, the engine is stopped, or an error occurs
+/// that a retry would not fix.
 ///
 /// # Errors
 /// [`Error::Interrupted`] when stopped; [`Error::OutOfMemory`] when not even one region fits;
@@ -184,10 +187,17 @@ pub fn run(
     let finisher = backend.finisher();
     let out = std::thread::scope(|scope| {
         // One batch waits while another is labelled and a third is denoised.
-        let (send, receive) = sync_channel(1);
+        let (send, receive) = bounded(1);
         let finishing = std::thread::Builder::new()
             .name("finisher".into())
-            .spawn_scoped(scope, || finish(&*finisher, receive, &shared))
+            .spawn_scoped(scope, || {
+                let work = AssertUnwindSafe(|| finish(&*finisher, receive, &shared));
+                if let Err(panic) = catch_unwind(work) {
+                    // The device loop finds it and ends; a supervisor then starts a new engine.
+                    let error = Error::backend("labelling", panic_message(&*panic));
+                    *shared.fatal.lock() = Some(error);
+                }
+            })
             .map_err(|e| Error::backend("starting the labelling thread", e))?;
         let mut device = DeviceLoop {
             backend,
@@ -228,13 +238,14 @@ struct DeviceLoop<'a> {
 }
 
 impl DeviceLoop<'_> {
-    fn run(&mut self, seeds: &mut Seeds, send: &SyncSender<Job>) -> Result<()> {
+    fn run(&mut self, seeds: &mut Seeds, send: &Sender<Job>) -> Result<()> {
         let mut idle_since: Option<Instant> = None;
         loop {
             self.shared.control.check()?;
             if self.shared.fatal.lock().is_some() {
                 return Ok(());
             }
+            self.check_bank()?;
             self.wait_while_paused()?;
             self.take_reports();
             let planning = Instant::now();
@@ -302,7 +313,20 @@ impl DeviceLoop<'_> {
         }
     }
 
-    /// The first of what waits; the rest of it waits on.
+    /// An open bank can be written after its directory was removed: nobody would ever read it.
+    fn check_bank(&self) -> Result<()> {
+        let path = self.shared.bank.path().join(INFO_FILE);
+        if path.exists() {
+            return Ok(());
+        }
+        Err(Error::NotFound {
+            what: "the bank".into(),
+            path,
+            hint: "\nhint: it was removed or moved while the engine was running".into(),
+        })
+    }
+
+    /// Splits off as many mosaics as fit into a batch; the rest stays queued.
     fn as_many_as_fit(&mut self, (mut categories, mut canvases): Planned) -> Planned {
         let most = self.settings.batch.max(1);
         if canvases.len() > most {
@@ -312,7 +336,7 @@ impl DeviceLoop<'_> {
         (categories, canvases)
     }
 
-    /// Seeds, layouts and canvases of a batch; counted as coming.
+    /// Draws seeds and layouts of a batch and counts its mosaics as coming.
     fn order(&self, batch: Batch, seeds: &mut Seeds) -> Result<(Vec<Vec<u32>>, Vec<Canvas>)> {
         let bank = self.shared.bank;
         let mut layout = None;
@@ -338,7 +362,7 @@ impl DeviceLoop<'_> {
         Ok((batch.mosaics, canvases))
     }
 
-    /// A seed; waits while the disk is full.
+    /// Takes a seed. Retries while the disk is full.
     fn take_seed(&self, seeds: &mut Seeds) -> Result<u64> {
         let mut pause = FIRST_RETRY;
         loop {
@@ -354,7 +378,8 @@ impl DeviceLoop<'_> {
         }
     }
 
-    /// The device's part; `None` when it did not fit and smaller batches were put in its place.
+    /// Denoises a batch on the device. `None` if it did not fit into memory: smaller batches are
+    /// then queued in its place.
     fn denoise(
         &mut self,
         categories: &[Vec<u32>],
@@ -409,7 +434,7 @@ impl DeviceLoop<'_> {
         }
     }
 
-    /// The device has worked since `mark`: rests as the duty has it, and says for how long.
+    /// Rests as the duty requires after the work since `mark`; returns the time that it rested.
     fn worked(&self, mark: &Cell<Instant>) -> Duration {
         let mut time = mark.get().elapsed();
         if self.backend.on_cpu() {
@@ -433,7 +458,7 @@ impl DeviceLoop<'_> {
         rested
     }
 
-    /// Halves what is made at once and puts the batch back.
+    /// Halves the batch size and queues the batch again.
     fn shrink(
         &mut self,
         categories: &[Vec<u32>],
@@ -473,34 +498,34 @@ impl DeviceLoop<'_> {
         Ok(())
     }
 
-    /// To the labelling thread; waits while that is behind.
-    fn hand_over(&self, send: &SyncSender<Job>, job: Job) -> Result<()> {
+    /// Passes a batch to the labelling thread; waits while that is busy.
+    fn hand_over(&self, send: &Sender<Job>, job: Job) -> Result<()> {
         let begin = Instant::now();
-        let mut job = Some(job);
-        while let Some(next) = job.take() {
-            match send.try_send(next) {
-                Ok(()) => {}
-                Err(TrySendError::Full(back)) => {
-                    job = Some(back);
-                    self.shared.control.sleep(Duration::from_millis(2))?;
+        let mut job = job;
+        loop {
+            match send.send_timeout(job, LISTEN) {
+                Ok(()) => break,
+                Err(SendTimeoutError::Timeout(back)) => {
+                    job = back;
+                    self.shared.control.check()?;
                     self.take_reports();
                 }
                 // It ended because of an error, which the loop finds.
-                Err(TrySendError::Disconnected(_)) => return Ok(()),
+                Err(SendTimeoutError::Disconnected(_)) => return Ok(()),
             }
         }
         self.waited(begin.elapsed());
         Ok(())
     }
 
-    /// Waits for what is on its way.
+    /// Waits for mosaics in progress.
     fn wait(&self, since: Instant, time: Duration) -> Result<()> {
         self.shared.control.sleep(time)?;
         self.waited(since.elapsed());
         Ok(())
     }
 
-    /// The device did nothing though there was something to make.
+    /// Records time in which the device waited although there was work.
     fn waited(&self, time: Duration) {
         self.throttle.borrow_mut().rested(time);
         self.shared.status.update(|b| {
@@ -542,14 +567,14 @@ impl DeviceLoop<'_> {
     }
 }
 
-/// Of the time with something to make, the share in which the device neither worked nor rested.
+/// Share of the time with work in which the device neither worked nor rested.
 fn update_idle_share(b: &mut EngineStatus) {
     let s = b.stages;
     let all = s.denoise + s.rest + s.plan + s.wait;
     b.idle_share = (all > 0.0).then(|| (s.plan + s.wait) / all);
 }
 
-/// What runs beside the device: labels, encodes, writes.
+/// The second thread: labels, encodes and writes.
 fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
     let mut failures = 0;
     let mut retired = Instant::now();
@@ -633,7 +658,8 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
     }
 }
 
-/// One commit; a disk that is full is waited for. Says how many records had to go.
+/// Writes records in one commit; retries while the disk is full. Returns how many records were
+/// evicted.
 fn write(shared: &Shared<'_>, records: &[MosaicRecord]) -> Result<u64> {
     let mut pause = FIRST_RETRY;
     loop {
@@ -669,7 +695,7 @@ fn tally(shared: &Shared<'_>, mosaics: &[Mosaic], records: &[MosaicRecord]) {
         .committed(records.len() as u64, instances, rejected);
 }
 
-/// A mosaic is through: it is in the bank, or it never will be.
+/// Reports a finished mosaic: `record` if it was written, `None` if it was dropped.
 fn report(
     shared: &Shared<'_>,
     categories: &[u32],
