@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bank_common::{new_bank, rectangle};
 use mosaicbank::bank::{Bank, Kind, MosaicRecord};
+use mosaicbank::diffusion::LatentSpace;
 use mosaicbank::engine::backend::{Backend, Finisher, Order, mirror};
 use mosaicbank::engine::control::{Control, set_paused};
 use mosaicbank::engine::plan::Odds;
@@ -30,6 +31,14 @@ use mosaicbank::status::{EngineStatus, State, StatusWriter};
 use mosaicbank::{Error, Result};
 
 const STEPS: usize = 3;
+/// Any with the layout's factor.
+const SPACE: LatentSpace = LatentSpace {
+    channels: 4,
+    factor: 4,
+    patch: 1,
+    scale: 1.0,
+    shift: 0.0,
+};
 
 type Hook = dyn Fn(&[Canvas]) + Send + Sync;
 
@@ -93,7 +102,7 @@ impl Backend for Fake {
             seed: order.seed,
         };
         mirror(&mut canvas, order.mirrored);
-        canvas.validate(4)?;
+        canvas.validate(&SPACE)?;
         self.seeds.lock().unwrap().push(order.seed);
         Ok(canvas)
     }
