@@ -18,6 +18,8 @@
 
 pub mod board;
 pub mod codec;
+mod create;
+mod disk;
 mod env;
 pub mod format;
 #[doc(hidden)]
@@ -218,7 +220,7 @@ impl BankInfo {
 
     fn write(&self, dir: &Path) -> Result<()> {
         let text = toml::to_string(self).map_err(|e| Error::backend("writing bank.toml", e))?;
-        board::write_beside(&dir.join(INFO_FILE), text.as_bytes())
+        disk::write_beside(&dir.join(INFO_FILE), text.as_bytes())
     }
 }
 
@@ -236,26 +238,35 @@ pub struct Bank {
 }
 
 impl Bank {
-    /// Makes a bank in `dir` (which may exist, but not hold a bank) and opens it.
+    /// Makes a bank in `dir`, which may be new, empty, or hold what an interrupted creation left,
+    /// and opens it. An interruption at any moment leaves no bank or a whole one.
     ///
     /// # Errors
-    /// [`Error::Value`] when there is a bank already, [`Error::Io`] when it cannot be written.
+    /// [`Error::Value`] when there is a bank already or the directory holds something else (nothing
+    /// is changed then), [`Error::Io`] when it cannot be written.
     pub fn create(dir: &Path, info: BankInfo) -> Result<Self> {
         info.validate()?;
-        if dir.join(INFO_FILE).exists() {
+        if !create::create(dir, &info)? {
             return Err(Error::value(
                 "bank directory",
                 "a directory without a bank",
                 format!("{} (it has {INFO_FILE}; open it instead)", dir.display()),
             ));
         }
-        let io = |e| Error::io(dir, e);
-        std::fs::create_dir_all(dir.join("feedback")).map_err(io)?;
-        env::create_env(dir)?;
-        board::rebuild(dir, info.categories.len(), info.table_hash())?;
-        drop(UseCounts::open(dir)?);
-        // Last, so that a directory with this file is a whole bank.
-        info.write(dir)?;
+        Self::open(dir)
+    }
+
+    /// Opens the bank in `dir`; makes it, with what `info` returns, where there is none. Of several
+    /// processes at once one makes it and the others open it.
+    ///
+    /// # Errors
+    /// As [`Bank::create`] and [`Bank::open`], and what `info` returns.
+    pub fn open_or_create(dir: &Path, info: impl FnOnce() -> Result<BankInfo>) -> Result<Self> {
+        if !dir.join(INFO_FILE).exists() {
+            let info = info()?;
+            info.validate()?;
+            create::create(dir, &info)?;
+        }
         Self::open(dir)
     }
 
@@ -270,7 +281,7 @@ impl Bank {
         }
         let folder = self.dir.join(RECIPES);
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        board::write_beside(&path, json.as_bytes())
+        disk::write_beside(&path, json.as_bytes())
     }
 
     /// The text of the recipe with this hash.
@@ -399,7 +410,7 @@ impl Bank {
             .info
             .categories
             .iter()
-            .map(|c| (distance(name, &c.name), &c.name))
+            .map(|c| (strsim::levenshtein(name, &c.name), &c.name))
             .min()
             .filter(|(d, _)| *d <= name.len() / 3 + 1);
         Err(Error::UnknownCategory {
@@ -442,24 +453,4 @@ impl Bank {
         self.info.limits = limits;
         self.info.write(&self.dir)
     }
-}
-
-/// Edit distance, for hints.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
-            let up = *cell;
-            left = (up + 1).min(left + 1).min(diagonal + usize::from(x != *y));
-            diagonal = up;
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }

@@ -312,11 +312,7 @@ fn open_or_create(
         }
     };
     let recipe = serde_json::to_string(own).map_err(|e| Error::backend("recipe", e))?;
-    match Bank::create(dir, bank_info(table, &recipe, Limits::default())?) {
-        // Another engine was faster.
-        Err(_) if dir.join(INFO_FILE).exists() => Bank::open(dir),
-        other => other,
-    }
+    Bank::open_or_create(dir, || bank_info(table, &recipe, Limits::default()))
 }
 
 /// The recipe values that the command line gives.

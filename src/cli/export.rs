@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::context::{catch_stop, check_stop};
 use super::export_bank;
+use super::folder::own_folder;
 use super::progress::Counter;
 use crate::bank::Bank;
 use crate::dataset::{
@@ -137,12 +138,14 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let out = args.out.display();
     let format = match args.format {
         Format::Yolo => {
+            own_folder(&args.out, "export", false)?;
             let (images, instances) = write_yolo(&args.out, &records, &table, &mut picture)?;
             counter.finish();
             println!("{out}: {images} images, {instances} instances");
             return Ok(());
         }
         Format::Webdataset => {
+            own_folder(&args.out, "export", false)?;
             let per_shard = args.shard_size as usize;
             let (shards, images, instances) =
                 write_webdataset(&args.out, &records, &table, per_shard, &mut picture)?;

@@ -7,6 +7,7 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use serde_json::{Map, Value};
 
 use super::context::{Context, catch_stop, check_stop};
+use super::folder::own_folder;
 use super::overlay::Overlay;
 use super::progress::Bars;
 use crate::dataset::record::{IMAGES, MASKS, OVERLAYS};
@@ -237,6 +238,7 @@ impl<'a> Folder<'a> {
                 format!("{} with {} mosaics", path.display(), finished.len()),
             ));
         }
+        own_folder(path, "generate", !finished.is_empty())?;
         for part in [IMAGES, MASKS, OVERLAYS] {
             let dir = path.join(part);
             std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;

@@ -99,10 +99,9 @@ fn open_or_create(args: &ImportArgs, own: Option<&CategoryTable>) -> Result<Bank
         max_per_category: 0,
         ..Limits::default()
     };
-    Bank::create(
-        &args.bank,
-        BankInfo::new(bank_categories(table)?, "", limits)?,
-    )
+    Bank::open_or_create(&args.bank, || {
+        BankInfo::new(bank_categories(table)?, "", limits)
+    })
 }
 
 /// Instances on their way into a bank.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::bank::{Bank, BankInfo, INFO_FILE};
+use crate::bank::{Bank, BankInfo};
 use crate::error::{Error, Result};
 
 /// Put everything of some banks into one.
@@ -31,9 +31,7 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
         .iter()
         .map(|path| Bank::open(path))
         .collect::<Result<Vec<_>>>()?;
-    let out = if args.out.join(INFO_FILE).exists() {
-        Bank::open(&args.out)?
-    } else {
+    let out = Bank::open_or_create(&args.out, || {
         let Some(first) = banks.first() else {
             return Err(Error::value("banks", "at least one", "none"));
         };
@@ -41,8 +39,8 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
         let mut new = BankInfo::new(info.categories.clone(), &info.recipe, info.limits)?;
         new.mosaic_codec = info.mosaic_codec;
         new.instance_codec = info.instance_codec;
-        Bank::create(&args.out, new)?
-    };
+        Ok(new)
+    })?;
     if let Some(same) = banks.iter().find(|b| b.path() == out.path()) {
         return Err(Error::value(
             "OUT",

@@ -8,6 +8,7 @@ mod context;
 mod engine;
 mod export;
 mod export_bank;
+mod folder;
 #[cfg(feature = "engine")]
 mod generate;
 pub mod import;

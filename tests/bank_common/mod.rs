@@ -117,3 +117,24 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
         generation: seed.is_multiple_of(2).then_some(generation),
     }
 }
+
+/// Runs `mount`; false where the machine does not let us.
+pub fn mount(args: &[&str]) -> bool {
+    std::process::Command::new("mount")
+        .args(args)
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+}
+
+/// A mounted file system, unmounted when dropped.
+pub struct Mounted(pub std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
