@@ -102,7 +102,13 @@ impl Backend for Fake {
             seed: order.seed,
         };
         mirror(&mut canvas, order.mirrored);
-        canvas.validate(&SPACE)?;
+        canvas.validate(&LatentSpace {
+            channels: 4,
+            factor: 4,
+            patch: 1,
+            scale: 1.0,
+            shift: 0.0,
+        })?;
         self.seeds.lock().unwrap().push(order.seed);
         Ok(canvas)
     }
