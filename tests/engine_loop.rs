@@ -31,14 +31,6 @@ use mosaicbank::status::{EngineStatus, State, StatusWriter};
 use mosaicbank::{Error, Result};
 
 const STEPS: usize = 3;
-/// Any with the layout's factor.
-const SPACE: LatentSpace = LatentSpace {
-    channels: 4,
-    factor: 4,
-    patch: 1,
-    scale: 1.0,
-    shift: 0.0,
-};
 
 type Hook = dyn Fn(&[Canvas]) + Send + Sync;
 
