@@ -286,8 +286,9 @@ impl PyBank {
 
     /// Writes mosaics in one commit. Each is a dictionary: ``image`` (uint8 [H, W, 3]), ``masks``
     /// (bool [N, H, W] or RLE dictionaries), ``classes`` (indices or names), ``seed``, and
-    /// optional ``id`` (32 hexadecimal digits, else made of recipe, weights and seed), ``scores``,
-    /// ``regions``, ``region_of``, ``recipe``, ``weights``, ``model``.
+    /// optional ``id`` (32 hexadecimal digits, else a hash of the content), ``scores``,
+    /// ``named_scores`` (one dictionary per mask), ``regions``, ``region_of``, ``recipe``,
+    /// ``weights``, ``model``.
     /// Returns ``{"added", "known", "evicted", "refused"}`` (records, crops included).
     fn put_mosaics<'py>(
         &self,
