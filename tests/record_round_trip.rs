@@ -109,7 +109,7 @@ fn a_mosaic_survives_bank_export_import_and_bank() {
         assert!(first.mosaic(mosaic.id).unwrap() == record, "{keep}: bank");
 
         let folder = dir.path().join("out");
-        let out = Folder::open(&folder, false).unwrap();
+        let out = Folder::open(&folder, "export", false).unwrap();
         for entry in first.entries(&mut |_, _| Ok(())).unwrap() {
             out.write(&first.whole(&entry).unwrap()).unwrap();
         }
