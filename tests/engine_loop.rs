@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bank_common::{new_bank, rectangle};
 use mosaicbank::bank::{Bank, Kind, MosaicRecord};
+use mosaicbank::diffusion::LatentSpace;
 use mosaicbank::engine::backend::{Backend, Finisher, Order, mirror};
 use mosaicbank::engine::control::{Control, set_paused};
 use mosaicbank::engine::plan::Odds;
@@ -93,7 +94,13 @@ impl Backend for Fake {
             seed: order.seed,
         };
         mirror(&mut canvas, order.mirrored);
-        canvas.validate(4)?;
+        canvas.validate(&LatentSpace {
+            channels: 4,
+            factor: 4,
+            patch: 1,
+            scale: 1.0,
+            shift: 0.0,
+        })?;
         self.seeds.lock().unwrap().push(order.seed);
         Ok(canvas)
     }
