@@ -3,6 +3,7 @@
 mod bank_common;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -222,7 +223,7 @@ fn of_many_creators_one_wins_and_the_others_open() {
     for round in 0..8 {
         let dir = tmp.path().join(format!("bank-{round}"));
         let log = tmp.path().join(format!("won-{round}"));
-        std::fs::File::create(&log).unwrap();
+        File::create(&log).unwrap();
         let start = std::time::SystemTime::now() + Duration::from_millis(30);
         let children: Vec<i32> = (0..6)
             .map(|i| {
@@ -233,8 +234,7 @@ fn of_many_creators_one_wins_and_the_others_open() {
                     if i % 2 == 0 {
                         match create(&dir) {
                             Ok(_) => {
-                                let mut log =
-                                    std::fs::File::options().append(true).open(&log).unwrap();
+                                let mut log = File::options().append(true).open(&log).unwrap();
                                 log.write_all(b"x").unwrap();
                             }
                             Err(e) => assert!(e.to_string().contains("open it"), "{e}"),
@@ -286,10 +286,17 @@ fn small_disk(point: &Path, size: &str) -> Option<Mounted> {
 
 /// Fills a disk up to `free` KiB.
 fn fill(point: &Path, free: usize) {
-    let mut file = std::fs::File::create(point.join("filler")).unwrap();
+    let mut file = File::create(point.join("filler")).unwrap();
     while file.write_all(&[1; 4096]).is_ok() {}
     let len = file.metadata().unwrap().len();
     file.set_len(len - 1024 * free as u64).unwrap();
+}
+
+/// Gives back what `fill` took. (Removing the file would not: a child that another test forked
+/// meanwhile may have it open.)
+fn make_room(point: &Path) {
+    let file = File::options().write(true).open(point.join("filler"));
+    file.unwrap().set_len(0).unwrap();
 }
 
 fn is_full(e: &Error) -> bool {
@@ -317,7 +324,7 @@ fn a_disk_that_fills_during_a_creation_leaves_no_bank() {
         });
         assert_eq!(status, 0, "{free} KiB free");
         failed += usize::from(!dir.join("bank.toml").exists());
-        std::fs::remove_file(point.join("filler")).unwrap();
+        make_room(&point);
         assert_repaired(&dir, &format!("{free} KiB free"));
         std::fs::remove_dir_all(&dir).unwrap();
     }
@@ -340,7 +347,7 @@ fn a_full_disk_without_a_lock_file_is_an_error() {
         // No lock file, an empty one, a part of one, and one of holes.
         std::fs::remove_file(dir.join("lock.mdb")).unwrap();
         if let Some(len) = lock {
-            let file = std::fs::File::create(dir.join("lock.mdb")).unwrap();
+            let file = File::create(dir.join("lock.mdb")).unwrap();
             file.set_len(len).unwrap();
         }
         for free in (0..=76).step_by(4) {
@@ -353,7 +360,7 @@ fn a_full_disk_without_a_lock_file_is_an_error() {
                 Err(e) => assert!(is_full(&e) && e.to_string().contains("lock.mdb"), "{e:?}"),
             });
             assert_eq!(status, 0, "lock {lock:?}, {free} KiB free");
-            std::fs::remove_file(point.join("filler")).unwrap();
+            make_room(&point);
         }
         // It opens when there is room.
         drop(Bank::open(&dir).unwrap());
@@ -363,7 +370,7 @@ fn a_full_disk_without_a_lock_file_is_an_error() {
     std::fs::create_dir(&dir).unwrap();
     for (name, bytes) in &whole {
         if name == "uses.bin" {
-            let mut file = std::fs::File::create(dir.join(name)).unwrap();
+            let mut file = File::create(dir.join(name)).unwrap();
             file.write_all(&bytes[..64]).unwrap();
             file.set_len(bytes.len() as u64).unwrap();
         } else if name != "feedback" {
@@ -432,7 +439,7 @@ fn a_file_that_is_cut_under_a_reader_is_an_error() {
     let status = in_child(|| {
         let bank = Bank::open(&dir).unwrap();
         assert!(bank.draw_mosaic(0, &mut || 0).unwrap().is_some());
-        let data = std::fs::File::options()
+        let data = File::options()
             .write(true)
             .open(dir.join("data.mdb"))
             .unwrap();
