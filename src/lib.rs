@@ -14,27 +14,30 @@
 //! | [`dataset`] | LVIS/COCO JSON in, export and merge out | touch pixels |
 //! | `weights` | strict safetensors loading | know an architecture |
 //! | `text` | prompt to embedding | know the UNet |
-//! | `diffusion` | UNet, VAE, schedulers, the attention seam | know prompts or masks |
-//! | `mosaic` | layout, the denoising loop, capture, decode | write files |
-//! | [`mask`] | attention map to mask, on plain arrays | know any other stage |
-//! | [`instance`] | instances and where they came from | do anything |
+//! | `diffusion` | UNet, VAE, schedulers, attention events | know prompts or masks |
+//! | `family` | one file per generator family: text stack, denoiser, latent space | step a scheduler |
+//! | `mosaic` | layout, the denoising loop, capture, decode, labels | know a family, write files |
+//! | [`mask`] | mask sources, refiners and checks, on plain arrays | know any other stage |
+//! | [`record`] | a mosaic's record: one type, its ids, its written forms | touch a file |
+//! | [`picture`] | PNG, masks drawn on pictures | know any stage |
 //! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
+//! | [`priority`] | how much a category is wanted, and whether it can be had | draw, write |
 //! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
 //! | [`status`] | what each engine says about itself, and whether it is alive | link libtorch |
 //! | [`engine`] | planner, worker, throttle | be needed by the trainer |
 //! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
 //! | [`cli`] | one file per subcommand | hold logic |
 //!
-//! `weights`, `text`, `diffusion` and `mosaic` exist with the cargo feature `engine` only, as does
-//! the part of [`engine`] that runs a model; nothing else links libtorch.
+//! Where new parts go, and how they are tested: `DESIGN.md`, beside `README.md`.
+//!
+//! `weights`, `text`, `diffusion`, `family` and `mosaic` exist with the cargo feature `engine` only,
+//! as does the part of [`engine`] that runs a model; nothing else links libtorch.
 
 pub mod error;
 // What every room shares.
 pub mod geometry;
 pub mod recipe;
 pub mod rng;
-// Categories in, annotations out.
-pub mod dataset;
 // Weights and the layers that the models share.
 #[cfg(feature = "engine")]
 mod nn;
@@ -46,15 +49,24 @@ pub mod text;
 // Embedding and noise to latents, latents to pixels.
 #[cfg(feature = "engine")]
 pub mod diffusion;
+// The networks of a model behind one seam.
+#[cfg(feature = "engine")]
+pub mod family;
 // Regions to a canvas, with the attention of each.
 #[cfg(feature = "engine")]
 pub mod mosaic;
-// Attention maps to masks.
+// Pictures and attention to masks and verdicts.
 pub mod mask;
 // What a mask becomes.
-pub mod instance;
+pub mod record;
+// Pictures of it, for people.
+pub mod picture;
+// Categories in, annotations out.
+pub mod dataset;
 // Instances on disk, beside the training run.
 pub mod bank;
+// How much each category is wanted, and which can be had.
+pub mod priority;
 // What the trainer sees next.
 pub mod sampler;
 // Bank instances on real images.

@@ -14,19 +14,19 @@ use std::time::Duration;
 
 use bank_common::{new_bank, rectangle};
 use mosaicbank::bank::{Bank, Kind, MosaicRecord};
-use mosaicbank::engine::backend::{Backend, Finisher, MadeBy, Order, mirror, record_of};
+use mosaicbank::diffusion::LatentSpace;
+use mosaicbank::engine::backend::{Backend, Finisher, Order, mirror};
 use mosaicbank::engine::control::{Control, set_paused};
 use mosaicbank::engine::plan::Odds;
+use mosaicbank::engine::planner::Planner;
 use mosaicbank::engine::planner::{OnDemand, Prewarm};
 use mosaicbank::engine::seeds::Seeds;
-use mosaicbank::engine::worker::{Planner, Settings, run};
+use mosaicbank::engine::worker::{Settings, run};
 use mosaicbank::geometry::{PixelBox, Size};
-use mosaicbank::instance::{Instance, Provenance};
 use mosaicbank::mask::Verdict;
-use mosaicbank::mosaic::{
-    Canvas, Denoised, Layout, Mosaic, Progress, Region, RegionResult, Subject,
-};
+use mosaicbank::mosaic::{Canvas, Denoised, Labelled, Layout, Progress, Region, Subject};
 use mosaicbank::recipe::Recipe;
+use mosaicbank::record::{self, Instance, Mosaic, RecordId};
 use mosaicbank::status::{EngineStatus, State, StatusWriter};
 use mosaicbank::{Error, Result};
 
@@ -94,7 +94,13 @@ impl Backend for Fake {
             seed: order.seed,
         };
         mirror(&mut canvas, order.mirrored);
-        canvas.validate(4)?;
+        canvas.validate(&LatentSpace {
+            channels: 4,
+            factor: 4,
+            patch: 1,
+            scale: 1.0,
+            shift: 0.0,
+        })?;
         self.seeds.lock().unwrap().push(order.seed);
         Ok(canvas)
     }
@@ -126,7 +132,7 @@ impl Backend for Fake {
             .map(|c| Denoised {
                 rgb: vec![128; 3 * c.size.area() as usize],
                 size: c.size,
-                attention: vec![Vec::new(); c.regions.len()],
+                captured: None,
                 problem: (self.broken)(c.seed).then(|| "not a number".into()),
             })
             .collect())
@@ -146,7 +152,7 @@ impl Backend for Fake {
 }
 
 impl Finisher for Fake {
-    fn label(&self, canvases: &[Canvas], denoised: Vec<Denoised>) -> Result<Vec<Mosaic>> {
+    fn label(&self, canvases: &[Canvas], denoised: Vec<Denoised>) -> Result<Vec<Labelled>> {
         (self.before_label)(canvases);
         if self.labels_fail {
             return Err(Error::backend("labelling", "it never works"));
@@ -159,63 +165,44 @@ impl Finisher for Fake {
                     denoised.problem.is_none() && (self.comes_out)(&r.category, canvas.seed);
                 if kept {
                     let b = PixelBox::new(r.own.x0, r.own.y0, r.own.x0 + 8, r.own.y0 + 4);
-                    instances.push(Instance {
-                        category: r.category.clone(),
-                        mask: rectangle(canvas.size, b),
-                        bbox: b,
-                        area: 32,
-                        score: 0.5,
-                        provenance: Provenance {
-                            model: "fake".into(),
-                            weights: "weights".into(),
-                            prompt: r.subject.prompt.clone(),
-                            seed: canvas.seed,
-                            recipe: "recipe".into(),
-                            mosaic: String::new(),
-                            region: i as u32,
-                        },
-                    });
+                    let mask = rectangle(canvas.size, b);
+                    let object = Instance::of_mask(r.category.clone(), mask, 0.5, i as u32);
+                    instances.push(object.unwrap());
                 }
-                regions.push(RegionResult {
-                    bbox: r.bbox,
+                let verdict = if kept {
+                    Verdict::Kept
+                } else {
+                    Verdict::NoComponent
+                };
+                regions.push(record::Region {
                     own: r.own,
-                    subject: r.subject.clone(),
-                    guidance: r.guidance,
-                    category: r.category.clone(),
-                    attention: Vec::new(),
-                    threshold: 0.0,
-                    mask: None,
-                    verdict: if kept {
-                        Verdict::Kept
-                    } else {
-                        Verdict::NoComponent
-                    },
+                    prompt: r.subject.prompt.clone(),
+                    ..record::Region::bare(r.bbox, r.category.clone(), verdict)
                 });
             }
-            Mosaic {
-                id: String::new(),
-                seed: canvas.seed,
-                size: canvas.size,
-                rgb: denoised.rgb,
-                window: PixelBox::new(0, 0, canvas.size.width, canvas.size.height),
-                regions,
-                instances,
+            Labelled {
+                record: Mosaic {
+                    id: id(canvas.seed),
+                    size: canvas.size,
+                    image: denoised.rgb,
+                    regions,
+                    instances,
+                    model: "fake".into(),
+                    weights: "weights".into(),
+                    recipe: "recipe".into(),
+                    seed: canvas.seed,
+                    generation: None,
+                },
+                maps: Vec::new(),
                 problem: denoised.problem,
             }
         };
         Ok(canvases.iter().zip(denoised).map(mosaic).collect())
     }
+}
 
-    fn record(&self, bank: &Bank, canvas: &Canvas, mosaic: &Mosaic) -> Result<MosaicRecord> {
-        let backend = MadeBy {
-            model: "fake",
-            weights: "weights",
-            device: "cpu",
-            dtype: "float32",
-            threads: 1,
-        };
-        record_of(bank, canvas, mosaic, backend, "recipe")
-    }
+fn id(seed: u64) -> RecordId {
+    RecordId(u128::from(seed).to_be_bytes())
 }
 
 fn settings(batch: usize) -> Settings {
@@ -316,14 +303,14 @@ fn records_hold_what_is_needed_to_make_them_again() {
     .unwrap();
     let mut counts = BTreeSet::new();
     for m in all(&bank) {
-        assert_eq!(m.id, MosaicRecord::id_of("recipe", "weights", m.seed));
+        assert_eq!(m.id, id(m.seed));
         counts.insert(m.regions.len());
         for r in &m.regions {
             let name = bank.categories()[r.category as usize]
                 .name
                 .replace('_', " ");
             assert!(r.prompt.contains(&name), "{}", r.prompt);
-            assert_eq!(r.verdict, "kept");
+            assert_eq!(r.verdict, Verdict::Kept);
             assert!(r.bbox.x1 <= m.size.width && r.bbox.y1 <= m.size.height);
         }
     }

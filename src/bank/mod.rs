@@ -21,14 +21,16 @@ pub mod codec;
 mod create;
 mod disk;
 mod env;
+pub mod export;
 pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod import;
 mod index;
+mod limits;
 mod lmdb_pages;
 mod reader;
-pub mod trace;
+mod table;
 pub mod uses;
 mod verify;
 mod writer;
@@ -42,14 +44,22 @@ use sha2::{Digest, Sha256};
 
 pub use board::{Demand, DemandBoard};
 pub use codec::Codec;
-pub use format::{InstanceRecord, MosaicInstance, MosaicRecord, Region};
-pub use index::{Kind, RecordId};
+pub use format::{InstanceRecord, MosaicRecord};
+pub use index::Kind;
+pub use limits::{LimitChanges, Limits};
 pub use reader::{Choice, Drawn, Stock};
 pub use uses::UseCounts;
 pub use verify::{BadRecord, VerifyReport};
 pub use writer::PutReport;
 
+pub use crate::record::RecordId;
+
 use crate::error::{Error, Result};
+
+/// A region of a bank's mosaic.
+pub type Region = crate::record::Region<u32>;
+/// An instance of a bank's mosaic.
+pub type MosaicInstance = crate::record::Instance<u32>;
 
 /// Name of the human-readable file of a bank.
 pub const INFO_FILE: &str = "bank.toml";
@@ -74,28 +84,6 @@ pub struct Category {
     pub image_count: Option<u64>,
 }
 
-/// What keeps a bank from growing for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Most bytes of records; 0 is unlimited.
-    pub max_bytes: u64,
-    /// Most mosaics and most instances listed per category; 0 is unlimited.
-    pub max_per_category: u64,
-    /// A record that was used this often is retired; 0 is never.
-    pub max_uses: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_bytes: 64 << 30,
-            max_per_category: 1000,
-            max_uses: 0,
-        }
-    }
-}
-
 /// What `bank.toml` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BankInfo {
@@ -112,7 +100,7 @@ pub struct BankInfo {
     /// The recipe, as text, for people; empty when there is none.
     #[serde(default)]
     pub recipe: String,
-    /// The limits.
+    /// The limits that it had when it was read; see [`Bank::limits`].
     #[serde(default)]
     pub limits: Limits,
     /// The category table, sorted by id.
@@ -159,7 +147,11 @@ impl BankInfo {
                 ));
             }
             last = Some(c.id);
+            if let Some(images) = c.image_count {
+                limits::fits(&format!("category {:?}: image_count", c.name), images)?;
+            }
         }
+        self.limits.validate()?;
         if self.categories.is_empty() {
             return Err(Error::value("categories", "at least one", "none"));
         }
@@ -229,6 +221,7 @@ impl BankInfo {
 pub struct Bank {
     dir: PathBuf,
     info: BankInfo,
+    limits: limits::LiveLimits,
     env: env::EnvUser,
     board: Option<DemandBoard>,
     uses: Option<UseCounts>,
@@ -374,6 +367,7 @@ impl Bank {
             })?;
         Ok(Self {
             dir: dir.canonicalize().map_err(|e| Error::io(dir, e))?,
+            limits: limits::LiveLimits::new(info.limits),
             info,
             env: user,
             board,
@@ -443,14 +437,5 @@ impl Bank {
     fn skip_page(&self, why: &str) {
         self.skipped.fetch_add(1, Ordering::Relaxed);
         tracing::warn!("skipping a damaged page: {why}");
-    }
-
-    /// Changes the limits of the bank.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when `bank.toml` cannot be written.
-    pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
-        self.info.limits = limits;
-        self.info.write(&self.dir)
     }
 }

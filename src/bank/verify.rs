@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::env::TABLE_NAMES;
 use super::format::{InstanceRecord, MosaicRecord};
-use super::index::{self, Entry, Kind, Place, RecordId};
+use super::index::{self, Entry, Kind, Place};
 use super::reader::table_of;
-use super::{Bank, PutReport};
+use super::{Bank, PutReport, RecordId};
 use crate::error::Result;
 
 /// A record that failed its checks.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::limits::LimitArgs;
 use crate::bank::{Bank, BankInfo};
 use crate::error::{Error, Result};
 
@@ -18,6 +19,8 @@ pub struct MergeBanksArgs {
     /// The banks that it comes from; they are only read
     #[arg(value_name = "BANK", required = true)]
     banks: Vec<PathBuf>,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// Runs the command.
@@ -36,7 +39,11 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
             return Err(Error::value("banks", "at least one", "none"));
         };
         let info = first.info();
-        let mut new = BankInfo::new(info.categories.clone(), &info.recipe, info.limits)?;
+        let mut new = BankInfo::new(
+            info.categories.clone(),
+            &info.recipe,
+            args.limits.over(info.limits),
+        )?;
         new.mosaic_codec = info.mosaic_codec;
         new.instance_codec = info.instance_codec;
         Ok(new)
@@ -48,6 +55,7 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
             same.path().display(),
         ));
     }
+    args.limits.apply(&out)?;
     let mut refused = 0;
     for bank in &banks {
         let report = out.merge_from(bank)?;

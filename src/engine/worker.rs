@@ -14,11 +14,12 @@ use rand::RngExt;
 use super::backend::{Backend, Finisher, Order};
 use super::control::Control;
 use super::plan::Batch;
+use super::planner::{Next, Planner, Report};
 use super::seeds::Seeds;
 use super::throttle::Throttle;
 use crate::bank::{Bank, INFO_FILE, MosaicRecord};
 use crate::error::{Error, Result, panic_message};
-use crate::mosaic::{Canvas, Denoised, Mosaic, Progress};
+use crate::mosaic::{Canvas, Denoised, Labelled, Progress};
 use crate::rng;
 use crate::status::{EngineStatus, State, StatusWriter};
 
@@ -36,62 +37,6 @@ const MOST_RETRY: Duration = Duration::from_secs(10);
 const RETIRE: Duration = Duration::from_secs(60);
 /// Number of consecutive batches that fail in labelling before the engine gives up.
 const MOST_FAILURES: u32 = 5;
-
-/// What became of one mosaic.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// Categories of its regions.
-    pub tried: Vec<u32>,
-    /// Those of its instances, each once.
-    pub kept: Vec<u32>,
-    /// Its instances.
-    pub instances: u64,
-    /// Records that had to go because the bank is full.
-    pub evicted: u64,
-}
-
-/// What the planner answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// Make these.
-    Make(Batch),
-    /// There is nothing to make now.
-    Wait,
-    /// There will be nothing to make.
-    Done,
-}
-
-/// A planner's part of the engine status.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Outlook {
-    /// Mosaics that every category should have.
-    pub target: u64,
-    /// Categories that are looked after.
-    pub categories: usize,
-    /// Those of them that have the target.
-    pub stocked: usize,
-    /// Mosaics that are missing.
-    pub missing: u64,
-}
-
-/// Says what to make.
-pub trait Planner {
-    /// The next batch of at most `most` mosaics; `coming` says how many mosaics of each category
-    /// are on their way.
-    ///
-    /// # Errors
-    /// Whatever makes it pointless to go on.
-    fn next(&mut self, bank: &Bank, coming: &[u64], most: usize) -> Result<Next>;
-
-    /// A mosaic was written, or came to nothing.
-    fn written(&mut self, report: &Report);
-
-    /// A denoising step is done.
-    fn step(&mut self, _done: usize, _all: usize) {}
-
-    /// Its part of the engine status.
-    fn outlook(&self) -> Outlook;
-}
 
 /// How the loop works.
 #[derive(Debug, Clone, Copy)]
@@ -607,23 +552,28 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
                 continue;
             }
         };
+        let rejected = rejected(&mosaics);
         let mut records = Vec::with_capacity(mosaics.len());
-        for (canvas, mosaic) in job.canvases.iter().zip(&mosaics) {
-            if let Some(problem) = &mosaic.problem {
-                tracing::warn!("mosaic of seed {} dropped: {problem}", mosaic.seed);
-                shared.status.update(|b| b.record_drop(mosaic.seed));
+        for Labelled {
+            record, problem, ..
+        } in mosaics
+        {
+            let seed = record.seed;
+            if let Some(problem) = &problem {
+                tracing::warn!("mosaic of seed {seed} dropped: {problem}");
+                shared.status.update(|b| b.record_drop(seed));
             }
-            if mosaic.problem.is_some() || mosaic.instances.is_empty() {
+            if problem.is_some() || record.instances.is_empty() {
                 continue;
             }
-            match finisher.record(shared.bank, canvas, mosaic).and_then(|r| {
-                r.validate(shared.bank.categories().len())?;
+            match shared.bank.indexed(record).and_then(|r| {
+                r.validate_in(shared.bank.categories().len())?;
                 Ok(r)
             }) {
                 Ok(record) => records.push(record),
                 Err(e) => {
                     shared.status.error(&e);
-                    shared.status.update(|b| b.record_drop(mosaic.seed));
+                    shared.status.update(|b| b.record_drop(seed));
                 }
             }
         }
@@ -638,7 +588,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
         shared
             .status
             .update(|b| b.stages.write += begin.elapsed().as_secs_f64());
-        tally(shared, &mosaics, &records);
+        tally(shared, rejected, &records);
         if retired.elapsed() >= RETIRE {
             retired = Instant::now();
             if let Err(e) = shared.bank.retire() {
@@ -646,8 +596,8 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
             }
         }
         let mut evicted = Some(evicted);
-        for (mosaic, categories) in mosaics.iter().zip(&job.categories) {
-            let record = records.iter().find(|r| r.seed == mosaic.seed);
+        for (canvas, categories) in job.canvases.iter().zip(&job.categories) {
+            let record = records.iter().find(|r| r.seed == canvas.seed);
             report(
                 shared,
                 categories,
@@ -683,13 +633,14 @@ fn write(shared: &Shared<'_>, records: &[MosaicRecord]) -> Result<u64> {
     }
 }
 
-fn tally(shared: &Shared<'_>, mosaics: &[Mosaic], records: &[MosaicRecord]) {
+/// Regions that gave no instance.
+fn rejected(mosaics: &[Labelled]) -> u64 {
+    let regions = mosaics.iter().flat_map(|m| &m.record.regions);
+    regions.filter(|r| !r.verdict.is_kept()).count() as u64
+}
+
+fn tally(shared: &Shared<'_>, rejected: u64, records: &[MosaicRecord]) {
     let instances: u64 = records.iter().map(|r| r.instances.len() as u64).sum();
-    let rejected: u64 = mosaics
-        .iter()
-        .flat_map(|m| &m.regions)
-        .filter(|r| !r.verdict.is_kept())
-        .count() as u64;
     shared
         .status
         .committed(records.len() as u64, instances, rejected);

@@ -184,11 +184,10 @@ fn spread(bank: &Bank, kind: Kind, most: usize, per_category: usize) -> Result<V
 mod tests {
     use super::super::render::{SCRIPT, fingerprint};
     use super::*;
-    use crate::bank::format::KEPT;
-    use crate::bank::trace::{AttentionMap, RegionTrace};
     use crate::bank::{BankInfo, Category, Limits, MosaicInstance, MosaicRecord, Region};
     use crate::geometry::{PixelBox, Size};
-    use crate::mask::{BinaryMask, Rle};
+    use crate::mask::{BinaryMask, Rle, Verdict};
+    use crate::record::{AttentionMap, RegionTrace, Scores};
 
     const EVIL: &str = "</script><img src=x onerror=alert(1)><!--<script> ' \" & `";
 
@@ -209,13 +208,9 @@ mod tests {
         }
         let mask = Rle::encode(&mask).unwrap();
         let region = |x0, category, verdict: &str| Region {
-            bbox: PixelBox::new(x0, 0, x0 + 30, 40),
             prompt: words.into(),
-            category,
-            verdict: verdict.into(),
             trace: (seed == 1).then(|| RegionTrace {
                 planned: 0,
-                own: PixelBox::new(x0, 0, x0 + 30, 40),
                 attention: AttentionMap::shrink(
                     &(0..40 * 32)
                         .map(|i| (i % 32) as f32 / 31.0)
@@ -226,13 +221,18 @@ mod tests {
                 threshold: 0.5,
                 refined: Rle::encode(&BinaryMask::zeros(Size::new(40, 30))).unwrap(),
             }),
+            ..Region::bare(
+                PixelBox::new(x0, 0, x0 + 30, 40),
+                category,
+                Verdict::from_text(verdict),
+            )
         };
         MosaicRecord {
-            id: MosaicRecord::id_of("r", "w", seed),
+            id: RecordId((u128::from(seed) + 1).to_be_bytes()),
             size,
             image: (0..size.area() * 3).map(|i| (i * 7 + seed) as u8).collect(),
             regions: vec![
-                region(0, categories[0], KEPT),
+                region(0, categories[0], "kept"),
                 region(30, categories[1], words),
             ],
             instances: vec![MosaicInstance {
@@ -241,6 +241,7 @@ mod tests {
                 area: mask.area(),
                 mask,
                 score: 0.5,
+                scores: Scores::new(),
                 region: 0,
             }],
             model: words.into(),

@@ -6,12 +6,12 @@ use serde::Serialize;
 
 use super::figures::reason;
 use super::pictures;
-use crate::bank::format::{FOREGROUND, KEPT};
-use crate::bank::trace::{Planned, RegionTrace};
+use crate::bank::format::FOREGROUND;
 use crate::bank::{InstanceRecord, MosaicRecord};
 use crate::error::Result;
 use crate::geometry::{PixelBox, Size};
 use crate::mask::{BinaryMask, Rle};
+use crate::record::{Region, RegionTrace};
 
 /// Longest side of an instance's picture, pixels.
 const INSTANCE_PIXELS: u32 = 96;
@@ -111,22 +111,18 @@ pub(super) fn page_mosaic(m: MosaicRecord, uses: u32, pixels: u32) -> Result<Pag
             })
         })
         .collect::<Result<_>>()?;
-    let planned = m
-        .generation
-        .as_ref()
-        .map_or(&[][..], |generation| &generation.regions);
     let regions = m
         .regions
         .into_iter()
         .map(|r| {
-            let trace = r.trace.as_ref().map(|w| page_trace(w, planned, scale));
+            let trace = r.trace.as_ref().map(|w| page_trace(&r, w, scale));
             Ok(PageRegion {
                 trace: trace.transpose()?,
                 bbox: r.bbox,
                 prompt: r.prompt,
                 category: r.category,
-                reason: (r.verdict != KEPT).then(|| reason(&r.verdict)),
-                verdict: r.verdict,
+                reason: (!r.verdict.is_kept()).then(|| reason(&r.verdict)),
+                verdict: r.verdict.to_string(),
             })
         })
         .collect::<Result<_>>()?;
@@ -150,7 +146,7 @@ pub(super) fn page_mosaic(m: MosaicRecord, uses: u32, pixels: u32) -> Result<Pag
     })
 }
 
-fn page_trace(trace: &RegionTrace, planned: &[Planned], scale: f64) -> Result<PageTrace> {
+fn page_trace(region: &Region<u32>, trace: &RegionTrace, scale: f64) -> Result<PageTrace> {
     let map = &trace.attention;
     let above = map
         .levels()
@@ -158,17 +154,17 @@ fn page_trace(trace: &RegionTrace, planned: &[Planned], scale: f64) -> Result<Pa
         .map(|&level| u8::from(f32::from(level) > 255.0 * trace.threshold))
         .collect();
     let above = Rle::encode(&BinaryMask::from_vec(map.size(), above)?)?;
-    let planned = planned.get(trace.planned as usize);
+    let planned = region.subject != [0, 0];
     Ok(PageTrace {
-        own: trace.own,
+        own: region.own,
         cells: map.size(),
         levels: pictures::base64(map.levels()),
         threshold: trace.threshold,
         // Cells are large on the page: none is rounded off.
         above: pictures::outline(&above, 0.0)?,
         refined: pictures::outline(&trace.refined, scale)?,
-        subject: planned.map(|p| p.subject),
-        guidance: planned.map(|p| p.guidance),
+        subject: planned.then_some(region.subject),
+        guidance: planned.then_some(region.guidance),
     })
 }
 

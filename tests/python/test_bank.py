@@ -146,6 +146,29 @@ def test_errors_are_natural(tmp_path):
         _core.Bank.open(str(tmp_path / "bank"))
 
 
+def test_limits_change_one_by_one_and_stay_in_range(tmp_path):
+    bank = make_bank(tmp_path / "bank", instances=4, mosaics=0)
+    before, after = bank.set_limits(max_uses=3)
+    assert before["max_uses"] == 0 and after == {**before, "max_uses": 3} == bank.limits
+    assert _core.Bank.open(str(tmp_path / "bank")).limits == after
+    # A number that bank.toml cannot hold made a bank that could not be opened.
+    for many in (1 << 63, (1 << 64) - 1):
+        with pytest.raises(ValueError, match="max_bytes: expected at most"):
+            bank.set_limits(max_bytes=many)
+        with pytest.raises(ValueError, match="max_bytes: expected at most"):
+            make_bank(tmp_path / "other", max_bytes=many)
+        with pytest.raises(ValueError, match="image_count"):
+            _core.Bank.create(
+                str(tmp_path / "other"), [{"id": 1, "name": "a", "image_count": many}]
+            )
+    assert not (tmp_path / "other").exists()
+    assert _core.Bank.open(str(tmp_path / "bank")).limits == after
+    # They act at once, on what was used before, too.
+    for category in 3 * [0, 1, 2, 3]:
+        assert bank.draw_instance(category, [category]).category == category
+    assert bank.retire() == 4
+
+
 def test_demand_and_feedback(tmp_path):
     bank = make_bank(tmp_path / "bank", mosaics=1)
     for _ in range(3):

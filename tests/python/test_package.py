@@ -137,6 +137,11 @@ def test_a_recipe_holds_what_it_is_given():
         recipe.steps = 3
     with pytest.raises(TypeError):
         Recipe(steps=object())
+    # A path into a list, and a key of version 0.1.
+    assert dict(Recipe(**{"checks.size.min_area": 0.1})) == {"checks.size.min_area": 0.1}
+    assert Recipe(filter={"min_area": 0.1}).to_json() == '{"filter": {"min_area": 0.1}}'
+    with pytest.raises(ValueError, match=r"masks, refine, checks, keep.*'check\.size'"):
+        Recipe(**{"check.size": {}})
 
 
 # --- the command -------------------------------------------------------------------------------

@@ -13,9 +13,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::BinaryMask;
+use super::{Draft, Refiner};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
+use crate::mask::BinaryMask;
+use crate::mask::tools::Tools;
 
 /// Grid dimensions: x, y, luma and two of chroma.
 const DIMENSIONS: f64 = 5.0;
@@ -34,7 +36,7 @@ const CHROMA_OFFSET: i32 = 4_000_000;
 /// How a mask is refined; the defaults are MosaicFusion's (arXiv 2309.13042).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct RefineParams {
+pub struct Bilateral {
     /// Number of passes; each takes the last one's mask as its target.
     pub passes: u32,
     /// Side of a grid cell, px.
@@ -59,7 +61,7 @@ pub struct RefineParams {
     pub threshold: f32,
 }
 
-impl Default for RefineParams {
+impl Default for Bilateral {
     fn default() -> Self {
         Self {
             passes: 2,
@@ -77,17 +79,57 @@ impl Default for RefineParams {
     }
 }
 
-impl RefineParams {
-    /// Checks every value.
+impl Bilateral {
+    /// The refined mask: `passes` times the bilateral solver with the target 255 inside the mask
+    /// and 0 outside, divided by its maximum, above the threshold.
+    ///
+    /// `rgb` is the picture under the mask, row-major `[height, width, 3]`. An empty mask stays
+    /// empty.
     ///
     /// # Errors
-    /// [`Error::Value`] naming the key.
-    pub fn validate(&self) -> Result<()> {
+    /// [`Error::Value`] when the picture's length is not the mask's size times three, or a
+    /// parameter is out of range.
+    pub fn apply(&self, mask: &BinaryMask, rgb: &[u8]) -> Result<BinaryMask> {
+        let grid = BilateralGrid::new(rgb, mask.size(), self)?;
+        let weight = grid.uniform_weight();
+        let mut b = vec![0f64; grid.vertices()];
+        let mut covered = vec![0u32; b.len()];
+        for (&v, &inside) in grid.vertex.iter().zip(mask.data()) {
+            covered[v as usize] += u32::from(inside);
+        }
+        for (&place, n) in grid.places.iter().zip(covered) {
+            b[place as usize] = f64::from(n);
+        }
+        let mut inside = vec![0u8; b.len()];
+        for pass in 0..self.passes {
+            for (i, b) in b.iter_mut().enumerate() {
+                // From the second pass on the mask is the same on all pixels of a vertex.
+                let set = if pass == 0 {
+                    *b
+                } else {
+                    f64::from(inside[i]) * grid.pixels[i]
+                };
+                *b = 255.0 * self.confidence * set;
+            }
+            let (y, _) = grid.solve_vertices(&b, &weight);
+            let max = y.iter().copied().fold(0f64, f64::max);
+            for (inside, y) in inside.iter_mut().zip(&y) {
+                *inside = u8::from(max > 0.0 && y / max > f64::from(self.threshold));
+            }
+        }
+        let inside: Vec<u8> = grid.places.iter().map(|&p| inside[p as usize]).collect();
+        let data = grid.vertex.iter().map(|&v| inside[v as usize]).collect();
+        BinaryMask::from_vec(mask.size(), data)
+    }
+}
+
+impl Refiner for Bilateral {
+    fn validate(&self, place: &str) -> Result<()> {
         let check = |key: &str, ok: bool, expected: &str, got: f64| {
             if ok {
                 Ok(())
             } else {
-                Err(Error::value(format!("refine.{key}"), expected, got))
+                Err(Error::value(format!("{place}.{key}"), expected, got))
             }
         };
         for (key, v) in [
@@ -152,46 +194,11 @@ impl RefineParams {
         )
     }
 
-    /// The refined mask: `passes` times the bilateral solver with the target 255 inside the mask
-    /// and 0 outside, divided by its maximum, above the threshold.
-    ///
-    /// `rgb` is the picture under the mask, row-major `[height, width, 3]`. An empty mask stays
-    /// empty.
-    ///
-    /// # Errors
-    /// [`Error::Value`] when the picture's length is not the mask's size times three, or a
-    /// parameter is out of range.
-    pub fn apply(&self, mask: &BinaryMask, rgb: &[u8]) -> Result<BinaryMask> {
-        let grid = BilateralGrid::new(rgb, mask.size(), self)?;
-        let weight = grid.uniform_weight();
-        let mut b = vec![0f64; grid.vertices()];
-        let mut covered = vec![0u32; b.len()];
-        for (&v, &inside) in grid.vertex.iter().zip(mask.data()) {
-            covered[v as usize] += u32::from(inside);
-        }
-        for (&place, n) in grid.places.iter().zip(covered) {
-            b[place as usize] = f64::from(n);
-        }
-        let mut inside = vec![0u8; b.len()];
-        for pass in 0..self.passes {
-            for (i, b) in b.iter_mut().enumerate() {
-                // From the second pass on the mask is the same on all pixels of a vertex.
-                let set = if pass == 0 {
-                    *b
-                } else {
-                    f64::from(inside[i]) * grid.pixels[i]
-                };
-                *b = 255.0 * self.confidence * set;
-            }
-            let (y, _) = grid.solve_vertices(&b, &weight);
-            let max = y.iter().copied().fold(0f64, f64::max);
-            for (inside, y) in inside.iter_mut().zip(&y) {
-                *inside = u8::from(max > 0.0 && y / max > f64::from(self.threshold));
-            }
-        }
-        let inside: Vec<u8> = grid.places.iter().map(|&p| inside[p as usize]).collect();
-        let data = grid.vertex.iter().map(|&v| inside[v as usize]).collect();
-        BinaryMask::from_vec(mask.size(), data)
+    fn refine(&self, drafts: &[Draft<'_>], _tools: &Tools) -> Result<Vec<BinaryMask>> {
+        drafts
+            .iter()
+            .map(|d| self.apply(d.mask, &d.region.pixels()?))
+            .collect()
     }
 }
 
@@ -212,7 +219,7 @@ pub struct SolveReport {
 /// of a fixed length; those without any come first and need no solving.
 #[derive(Debug, Clone)]
 pub struct BilateralGrid {
-    params: RefineParams,
+    params: Bilateral,
     /// Vertex of each pixel, row-major, as numbered when found.
     vertex: Vec<u32>,
     /// Sorted place of each vertex so numbered; everything below is in this order.
@@ -290,7 +297,7 @@ impl Quantizer {
     const FIELD: u32 = 23;
     const MASK: u64 = (1 << Self::FIELD) - 1;
 
-    fn new(params: &RefineParams) -> Self {
+    fn new(params: &Bilateral) -> Self {
         let mut parts = [[0u64; 256]; 3];
         for (channel, parts) in parts.iter_mut().enumerate() {
             for (value, part) in (0i32..).zip(parts.iter_mut()) {
@@ -366,9 +373,9 @@ impl BilateralGrid {
     /// # Errors
     /// [`Error::Value`] when the length is not the size's times three, the size is empty or
     /// over 2^28 positions, or a parameter is out of range.
-    pub fn new(rgb: &[u8], size: Size, params: &RefineParams) -> Result<Self> {
-        params.validate()?;
-        if size.area() == 0 || size.area() > super::rle::MAX_PIXELS {
+    pub fn new(rgb: &[u8], size: Size, params: &Bilateral) -> Result<Self> {
+        params.validate("bilateral")?;
+        if size.area() == 0 || size.area() > crate::mask::rle::MAX_PIXELS {
             return Err(Error::value(
                 "guide picture",
                 "at least 1 x 1 and at most 2^28 positions",
@@ -460,7 +467,7 @@ impl BilateralGrid {
 
     /// Sorts the vertices by degree, lists their neighbours and bistochastizes.
     fn assemble(
-        params: &RefineParams,
+        params: &Bilateral,
         vertex: Vec<u32>,
         counts: &[u32],
         links: &[(u32, u32)],
@@ -846,7 +853,7 @@ pub fn bilateral_solve(
     size: Size,
     target: &[f32],
     confidence: Option<&[f32]>,
-    params: &RefineParams,
+    params: &Bilateral,
 ) -> Result<(Vec<f32>, SolveReport)> {
     BilateralGrid::new(rgb, size, params)?.solve(target, confidence)
 }

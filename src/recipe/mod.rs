@@ -1,73 +1,73 @@
 //! The recipe: everything that decides what a mosaic looks like, but for the weights and the seed.
 //!
 //! The defaults are those of MosaicFusion (arXiv 2309.13042). A model may recommend others (in
-//! `mosaicbank.json`, beside `model_index.json`), and the user's own go over both:
-//! [`Recipe::resolve`].
+//! `mosaicbank.json`, beside `model_index.json`), and the user's own override both:
+//! [`Recipe::resolve`]; [`layers`] has the rules.
 
+pub mod layers;
+
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::geometry::Size;
-use crate::mask::{FilterParams, RefineParams, Threshold};
+use crate::mask::{AnyCheck, AnyRefiner, AnySource, Attention, Bilateral, Reading, SizeCheck};
 
-/// The schedulers that a recipe can name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SchedulerKind {
-    /// Pseudo linear multistep (Liu et al., 2022), without Runge-Kutta warm-up.
-    Pndm,
-    /// Deterministic DDIM (Song et al., 2021).
-    Ddim,
-    /// Euler steps of the probability-flow equation (Karras et al., 2022).
-    Euler,
-    /// DPM-Solver++ 2M (Lu et al., 2022).
-    DpmSolver,
-    /// DPM-Solver++ 2M on the noise levels of Karras et al., 2022.
-    DpmSolverKarras,
-    /// Latent consistency sampling (Luo et al., 2023).
-    Lcm,
+/// Declares [`SchedulerKind`]: one line per scheduler that a recipe can name.
+macro_rules! scheduler_kinds {
+    ($(#[doc = $doc:literal] $variant:ident = $name:literal,)+) => {
+        /// The schedulers that a recipe can name; what each does is in its file of the room
+        /// `diffusion`, which registers it under the same name.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum SchedulerKind {
+            $(#[doc = $doc] #[serde(rename = $name)] $variant,)+
+        }
+
+        impl SchedulerKind {
+            /// All of them, in the order that messages list them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name used in recipes.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+scheduler_kinds! {
+    #[doc = "Pseudo linear multistep (Liu et al., 2022), without Runge-Kutta warm-up."]
+    Pndm = "pndm",
+    #[doc = "Deterministic DDIM (Song et al., 2021)."]
+    Ddim = "ddim",
+    #[doc = "Euler steps of the probability-flow equation (Karras et al., 2022)."]
+    Euler = "euler",
+    #[doc = "DPM-Solver++ 2M (Lu et al., 2022)."]
+    DpmSolver = "dpm_solver",
+    #[doc = "DPM-Solver++ 2M on the noise levels of Karras et al., 2022."]
+    DpmSolverKarras = "dpm_solver_karras",
+    #[doc = "Latent consistency sampling (Luo et al., 2023)."]
+    Lcm = "lcm",
 }
 
 impl SchedulerKind {
-    /// All of them, in the order that messages list them.
-    pub const ALL: [Self; 6] = [
-        Self::Pndm,
-        Self::Ddim,
-        Self::Euler,
-        Self::DpmSolver,
-        Self::DpmSolverKarras,
-        Self::Lcm,
-    ];
-
-    /// The name used in recipes.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Pndm => "pndm",
-            Self::Ddim => "ddim",
-            Self::Euler => "euler",
-            Self::DpmSolver => "dpm_solver",
-            Self::DpmSolverKarras => "dpm_solver_karras",
-            Self::Lcm => "lcm",
-        }
-    }
-
     /// The scheduler of this name.
     ///
     /// # Errors
     /// [`Error::Value`] listing the accepted names.
     pub fn from_name(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|k| k.name() == name)
-            .ok_or_else(|| {
-                Error::value(
-                    "scheduler",
-                    Self::ALL.map(Self::name).join(", "),
-                    format!("{name:?}"),
-                )
-            })
+        let known = Self::ALL.iter().copied();
+        known.clone().find(|k| k.name() == name).ok_or_else(|| {
+            Error::value(
+                "scheduler",
+                known.map(Self::name).collect::<Vec<_>>().join(", "),
+                format!("{name:?}"),
+            )
+        })
     }
 }
 
@@ -86,52 +86,7 @@ pub enum Window {
     Quartic,
 }
 
-/// The parts of the UNet whose cross-attention is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Block {
-    /// Down blocks.
-    Down,
-    /// The middle block.
-    Mid,
-    /// Up blocks.
-    Up,
-}
-
-/// The tokens of a category's name whose attention is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SubjectTokens {
-    /// The last one (the paper's).
-    Last,
-    /// The mean over all of them.
-    Mean,
-}
-
-/// Which cross-attention probabilities become the map of a region.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AttentionParams {
-    /// Parts of the UNet.
-    pub blocks: Vec<Block>,
-    /// Resolutions: 0 is the latent's own (1/8 of the image for Stable Diffusion), each next
-    /// one half of it, rounded up.
-    pub levels: Vec<u32>,
-    /// Tokens.
-    pub subject: SubjectTokens,
-}
-
-impl Default for AttentionParams {
-    fn default() -> Self {
-        Self {
-            blocks: vec![Block::Down, Block::Up],
-            levels: vec![0, 1, 2],
-            subject: SubjectTokens::Last,
-        }
-    }
-}
-
-/// What happens to a mosaic of which some regions fail the filter.
+/// What happens to a mosaic of which some regions fail the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Keep {
@@ -175,14 +130,13 @@ pub struct Recipe {
     pub negative_prompt: String,
     /// Layers left out at the end of the text encoder (1: the penultimate layer).
     pub clip_skip: u32,
-    /// Which attention becomes the map.
-    pub attention: AttentionParams,
-    /// From map to first mask.
-    pub threshold: Threshold,
-    /// From first mask to final mask; absent: not refined.
-    pub refine: Option<RefineParams>,
-    /// Which masks are kept.
-    pub filter: FilterParams,
+    /// Mask sources, in order of preference: a region's mask comes from the first that proposes
+    /// one.
+    pub masks: Vec<AnySource>,
+    /// What improves the mask, one after the other.
+    pub refine: Vec<AnyRefiner>,
+    /// What decides which objects are kept, one after the other; each kind at most once.
+    pub checks: Vec<AnyCheck>,
     /// What happens when some are not.
     pub keep: Keep,
 }
@@ -203,21 +157,21 @@ impl Default for Recipe {
             definition: true,
             negative_prompt: String::new(),
             clip_skip: 0,
-            attention: AttentionParams::default(),
-            threshold: Threshold::default(),
-            refine: Some(RefineParams::default()),
-            filter: FilterParams::default(),
+            masks: vec![AnySource::Attention(Attention::default())],
+            refine: vec![AnyRefiner::Bilateral(Bilateral::default())],
+            checks: vec![AnyCheck::Size(SizeCheck::default())],
             keep: Keep::Region,
         }
     }
 }
 
 impl Recipe {
-    /// The paper's defaults, then the model's `recommended` values, then the user's `own`.
-    /// Objects are merged key by key; any other value replaces the one below it.
+    /// The paper's defaults, then the model's `recommended` values, then the user's `own`, as
+    /// [`layers`] describes.
     ///
     /// # Errors
-    /// [`Error::Value`] naming an unknown key, a value of the wrong type, or an impossible one.
+    /// [`Error::Value`] naming an unknown key or kind, a value of the wrong type, or an impossible
+    /// one.
     pub fn resolve(recommended: &Map<String, Value>, own: &Map<String, Value>) -> Result<Self> {
         let mut value =
             serde_json::to_value(Self::default()).map_err(|e| Error::backend("recipe", e))?;
@@ -225,23 +179,34 @@ impl Recipe {
             (recommended, "recipe recommended by the model"),
             (own, "recipe"),
         ] {
-            for (key, own_value) in layer {
-                if value.get(key).is_none() {
-                    let known = value.as_object().map_or_else(String::new, |o| {
-                        o.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
-                    });
-                    return Err(Error::value(
-                        what,
-                        format!("the keys {known}"),
-                        format!("{key:?}"),
-                    ));
-                }
-                merge(&mut value[key], own_value);
-            }
+            layers::apply(&mut value, layer, what)?;
             // Checked layer by layer, so that the message names the one at fault.
             Self::from_value(&value, what)?;
         }
         Self::from_value(&value, "recipe")
+    }
+
+    /// Reads a recipe that was stored under its hash; `place` names it in messages. Recipes of
+    /// earlier versions have another form and so another hash: it is that of the stored text.
+    ///
+    /// # Errors
+    /// [`Error::Format`] when the text is not JSON or has another hash; [`Error::Value`] as
+    /// [`Recipe::resolve`].
+    pub fn read_stored(text: &str, hash: &str, place: &std::path::Path) -> Result<Self> {
+        let value: Value =
+            serde_json::from_str(text).map_err(|e| Error::format(place, "a recipe", e))?;
+        let found = hash_of_text(&compact(text));
+        if found != hash {
+            return Err(Error::format(
+                place,
+                format!("the recipe with hash {hash}"),
+                format!("one with hash {found}"),
+            ));
+        }
+        match value {
+            Value::Object(map) => Self::resolve(&Map::new(), &map),
+            other => Err(Error::format(place, "an object of recipe keys", other)),
+        }
     }
 
     fn from_value(value: &Value, what: &str) -> Result<Self> {
@@ -250,6 +215,12 @@ impl Recipe {
         };
         // Key by key first, for an error that says which key it was.
         for (key, item) in map {
+            match key.as_str() {
+                "masks" => entries::<AnySource>(key, AnySource::KINDS, item, what)?,
+                "refine" => entries::<AnyRefiner>(key, AnyRefiner::KINDS, item, what)?,
+                "checks" => entries::<AnyCheck>(key, AnyCheck::KINDS, item, what)?,
+                _ => {}
+            }
             let single = Value::Object([(key.clone(), item.clone())].into_iter().collect());
             if let Err(e) = serde_json::from_value::<Self>(single) {
                 let text = e.to_string();
@@ -345,29 +316,42 @@ impl Recipe {
             "a text with {category} once",
             &format!("{:?}", self.template),
         )?;
-        let unique = |n: usize, list: &dyn Fn(usize, usize) -> bool| {
-            n > 0 && (0..n).all(|i| (i + 1..n).all(|j| !list(i, j)))
-        };
-        let blocks = &self.attention.blocks;
         check(
-            unique(blocks.len(), &|i, j| blocks[i] == blocks[j]),
-            "attention.blocks",
-            "a list of \"down\", \"mid\", \"up\", each at most once",
-            &format!("{blocks:?}"),
+            !self.masks.is_empty(),
+            "masks",
+            "at least one mask source",
+            &"none",
         )?;
-        let levels = &self.attention.levels;
-        check(
-            unique(levels.len(), &|i, j| levels[i] == levels[j])
-                && levels.iter().all(|l| *l < 8),
-            "attention.levels",
-            "a list of levels 0..8, each at most once",
-            &format!("{levels:?}"),
-        )?;
-        self.threshold.validate()?;
-        if let Some(refine) = &self.refine {
-            refine.validate()?;
+        let place =
+            |list: &str, i: usize, kind: &str| format!("recipe, key \"{list}[{i}]\": {kind}");
+        for (i, source) in self.masks.iter().enumerate() {
+            source.validate(&place("masks", i, source.kind()))?;
         }
-        self.filter.validate()
+        for (i, refiner) in self.refine.iter().enumerate() {
+            refiner.validate(&place("refine", i, refiner.kind()))?;
+        }
+        for (i, one) in self.checks.iter().enumerate() {
+            one.validate(&place("checks", i, one.kind()))?;
+            check(
+                self.checks[..i].iter().all(|c| c.kind() != one.kind()),
+                "checks",
+                "each kind at most once, since scores have the kind's name",
+                &one.kind(),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The attention that its sources and checks need, each reading once.
+    pub fn readings(&self) -> Vec<Reading> {
+        let mut all: Vec<Reading> = Vec::new();
+        let sources = self.masks.iter().filter_map(|s| s.reading());
+        for reading in sources.chain(self.checks.iter().filter_map(|c| c.reading())) {
+            if !all.contains(&reading) {
+                all.push(reading);
+            }
+        }
+        all
     }
 
     /// Size of the base region.
@@ -376,30 +360,74 @@ impl Recipe {
     }
 
     /// A hash of every value, 32 hexadecimal digits; two recipes with the same hash make the
-    /// same mosaics.
+    /// same mosaics. Kinds that the recipe does not name are not in it.
     ///
     /// # Errors
     /// [`Error::Backend`] when the recipe cannot be written as JSON.
     pub fn hash(&self) -> Result<String> {
-        let text = serde_json::to_vec(self).map_err(|e| Error::backend("recipe", e))?;
-        Ok(hex(&Sha256::digest(&text)[..16]))
+        hash_of(self)
     }
+}
+
+/// The hash of a value's compact JSON.
+fn hash_of(value: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string(value).map_err(|e| Error::backend("recipe", e))?;
+    Ok(hash_of_text(&text))
+}
+
+/// The first half of the SHA-256 of a text, hex.
+fn hash_of_text(text: &str) -> String {
+    hex(&Sha256::digest(text)[..16])
+}
+
+/// JSON without the white space between its parts. Numbers stay as they were written, which may
+/// not be how this version writes them.
+fn compact(json: &str) -> String {
+    let (mut in_text, mut escaped) = (false, false);
+    json.chars()
+        .filter(|&c| {
+            let keep = in_text || !c.is_ascii_whitespace();
+            match c {
+                _ if escaped => escaped = false,
+                '\\' if in_text => escaped = true,
+                '"' => in_text = !in_text,
+                _ => {}
+            }
+            keep
+        })
+        .collect()
+}
+
+/// Checks the entries of a list one by one, for an error that says which it was.
+fn entries<T: DeserializeOwned>(
+    key: &str,
+    kinds: &[&str],
+    list: &Value,
+    what: &str,
+) -> Result<()> {
+    let Value::Array(entries) = list else {
+        return Ok(());
+    };
+    for (i, entry) in entries.iter().enumerate() {
+        let place = format!("{what}, key \"{key}[{i}]\"");
+        let kind = entry.get("kind").and_then(Value::as_str).unwrap_or("");
+        if !kinds.contains(&kind) {
+            return Err(Error::value(
+                place,
+                format!("an object whose \"kind\" is one of {}", kinds.join(", ")),
+                entry,
+            ));
+        }
+        if let Err(e) = serde_json::from_value::<T>(entry.clone()) {
+            return Err(Error::value(place, e, entry));
+        }
+    }
+    Ok(())
 }
 
 /// Lower-case hexadecimal digits of `bytes`.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn merge(below: &mut Value, above: &Value) {
-    match (below, above) {
-        (Value::Object(b), Value::Object(a)) if !a.contains_key("kind") => {
-            for (key, value) in a {
-                merge(b.entry(key.clone()).or_insert(Value::Null), value);
-            }
-        }
-        (b, a) => *b = a.clone(),
-    }
 }
 
 #[cfg(test)]
@@ -418,12 +446,10 @@ mod tests {
 
     #[test]
     fn layers_override_key_by_key() {
-        let model = map(json!({"height": 64, "width": 64, "attention": {"levels": [0, 1]}}));
-        let own = map(json!({"width": 128, "attention": {"subject": "mean"}}));
+        let model = map(json!({"height": 64, "width": 64}));
+        let own = map(json!({"width": 128}));
         let recipe = Recipe::resolve(&model, &own).unwrap();
         assert_eq!(recipe.base(), Size::new(64, 128));
-        assert_eq!(recipe.attention.levels, [0, 1]);
-        assert_eq!(recipe.attention.subject, SubjectTokens::Mean);
         assert_eq!(recipe.steps, 50);
     }
 
@@ -447,13 +473,31 @@ mod tests {
                 vec!["variance", "-1"],
             ),
             (
-                json!({"attention": {"level": [0]}}),
-                vec!["attention", "levels"],
+                json!({"masks.attention.level": [0]}),
+                vec!["masks[0]", "level", "levels"],
             ),
             (
-                json!({"attention": {"levels": []}}),
-                vec!["attention.levels"],
+                json!({"masks.attention.levels": []}),
+                vec!["masks[0]", "attention.levels"],
             ),
+            (
+                json!({"masks": [{"kind": "atention"}]}),
+                vec!["masks[0]", "attention", "atention"],
+            ),
+            (
+                json!({"refine": ["bilateral"]}),
+                vec!["refine[0]", "kind", "bilateral"],
+            ),
+            (
+                json!({"checks": {"sizes": {}}}),
+                vec!["checks[1]", "size", "sizes"],
+            ),
+            (
+                json!({"checks": [{"kind": "size"}, {"kind": "size"}]}),
+                vec!["checks", "each kind at most once"],
+            ),
+            (json!({"checks": 3}), vec!["checks", "list", "3"]),
+            (json!({"masks": []}), vec!["masks", "at least one"]),
             (json!({"center": [1.25, 0.75]}), vec!["center"]),
             (json!({"guidance": -1.0}), vec!["guidance"]),
         ] {
@@ -472,6 +516,8 @@ mod tests {
             json!({"steps": 49}),
             json!({"keep": "canvas"}),
             json!({"refine": null}),
+            json!({"masks.attention.threshold.fixed": 0.3}),
+            json!({"checks.size.min_width": 2}),
             json!({"window": {"kind": "quartic"}}),
         ] {
             assert_ne!(base, resolve(own).unwrap().hash().unwrap());

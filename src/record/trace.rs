@@ -1,12 +1,11 @@
-//! What a mosaic's record keeps for people: how each region came to its verdict, and how to make
-//! the mosaic again. Imported records have neither.
+//! How each region of a mosaic came to its verdict, and how to make the mosaic again. Records of
+//! pictures from elsewhere have neither.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize, de};
 use sha2::{Digest, Sha256};
 
-use super::codec;
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 use crate::mask::Rle;
@@ -20,10 +19,9 @@ const PIXELS_PER_CELL: u32 = 4;
 /// How a region came to its verdict.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RegionTrace {
-    /// Index into [`Generation::regions`].
+    /// Index into [`Generation::regions`]: where the picture was cut, not all of those are in the
+    /// record.
     pub planned: u32,
-    /// The part of the picture that its instance may lie in, in pixels.
-    pub own: PixelBox,
     /// Its attention map, made small.
     pub attention: AttentionMap,
     /// Attention above this is the first mask, 0..1.
@@ -164,6 +162,21 @@ pub struct Planned {
     pub subject: [u32; 2],
     /// Weight of classifier-free guidance.
     pub guidance: f64,
+    /// Another seed than the mosaic's for the region's part of the initial noise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_seed: Option<u64>,
+    /// The picture that it started from instead of pure noise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<StartPicture>,
+}
+
+/// A picture that a region started from. The record does not keep its pixels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StartPicture {
+    /// Share of the steps that could change it, 0..1.
+    pub strength: f64,
+    /// [`fingerprint`] of it.
+    pub pixels: String,
 }
 
 /// SHA-256 of a picture's size and its pixels (`u8 [H, W, 3]`, RGB), hex.
@@ -176,12 +189,20 @@ pub fn fingerprint(image: &[u8], size: Size) -> String {
 }
 
 impl Generation {
+    /// The part of a box on the canvas that the picture shows, in pixels of the picture; `None`
+    /// when it shows nothing of it.
+    pub fn on_picture(&self, b: PixelBox) -> Option<PixelBox> {
+        let w = self.window;
+        let b = b.intersect(w);
+        (!b.is_empty())
+            .then(|| PixelBox::new(b.x0 - w.x0, b.y0 - w.y0, b.x1 - w.x0, b.y1 - w.y0))
+    }
+
     /// Checks that the boxes lie on the canvas, and that the window is the picture's size.
     ///
     /// # Errors
     /// [`Error::Value`] naming the field.
     pub fn validate(&self, picture: Size) -> Result<()> {
-        codec::check_size("mosaic canvas", self.canvas)?;
         let all = PixelBox::new(0, 0, self.canvas.width, self.canvas.height);
         if self.window.intersect(all) != self.window || self.window.size() != picture {
             return Err(Error::value(

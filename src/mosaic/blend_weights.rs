@@ -1,4 +1,4 @@
-//! The weights with which overlapping noise predictions are averaged.
+//! The weights with which the predictions of overlapping regions are averaged.
 
 use tch::{Device, Kind, Tensor};
 
@@ -26,7 +26,7 @@ fn axis(window: Window, n: u32) -> Vec<f64> {
 }
 
 /// Separable weights `[1, 1, h, w]`, float32, all positive.
-pub(super) fn weights(window: Window, size: Size, device: Device) -> Tensor {
+pub(super) fn blend_weights(window: Window, size: Size, device: Device) -> Tensor {
     let column = Tensor::from_slice(&axis(window, size.height)).unsqueeze(1);
     let row = Tensor::from_slice(&axis(window, size.width)).unsqueeze(0);
     (column * row)

@@ -28,7 +28,7 @@ const COLOURS: [[u8; 3]; 7] = [
 ];
 
 /// A picture that instances are drawn on.
-pub(super) struct Overlay {
+pub struct Overlay {
     picture: RgbImage,
     scale: u32,
     drawn: usize,
@@ -36,7 +36,7 @@ pub(super) struct Overlay {
 
 impl Overlay {
     /// On a copy of `picture`, enlarged by a whole factor where it is small.
-    pub(super) fn new(picture: &RgbImage) -> Self {
+    pub fn new(picture: &RgbImage) -> Self {
         let (width, height) = picture.dimensions();
         let scale = LONG_SIDE.div_ceil(width.max(height).max(1));
         let picture = resize(picture, width * scale, height * scale, FilterType::Nearest);
@@ -48,7 +48,7 @@ impl Overlay {
     }
 
     /// Draws one instance: its mask in the next colour, its box, its name.
-    pub(super) fn draw(&mut self, mask: &Rle, bbox: PixelBox, name: &str) {
+    pub fn draw(&mut self, mask: &Rle, bbox: PixelBox, name: &str) {
         let colour = COLOURS[self.drawn % COLOURS.len()];
         self.drawn += 1;
         let scale = self.scale;
@@ -106,7 +106,7 @@ impl Overlay {
     }
 
     /// The finished picture.
-    pub(super) fn into_picture(self) -> RgbImage {
+    pub fn into_picture(self) -> RgbImage {
         self.picture
     }
 }

@@ -13,7 +13,7 @@ const MARKER: &str = ".mosaicbank";
 ///
 /// # Errors
 /// [`Error::Value`] when it holds something else, [`Error::Io`] when it cannot be made.
-pub(super) fn own_folder(path: &Path, command: &str, known: bool) -> Result<()> {
+pub fn own_folder(path: &Path, command: &str, known: bool) -> Result<()> {
     let io = |e| Error::io(path, e);
     std::fs::create_dir_all(path).map_err(io)?;
     let marker = path.join(MARKER);
