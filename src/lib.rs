@@ -8,25 +8,28 @@
 //!        -> sampler / paste -> the trainer's batch
 //! ```
 //!
-//! | room | does | must not |
-//! | --- | --- | --- |
-//! | [`error`], [`recipe`], [`geometry`], [`rng`] | words that every room shares | know any stage |
-//! | [`dataset`] | LVIS/COCO JSON in, export and merge out | touch pixels |
-//! | `weights` | strict safetensors loading | know an architecture |
-//! | `text` | prompt to embedding | know the UNet |
-//! | `diffusion` | UNet, VAE, schedulers, attention events | know prompts or masks |
-//! | `family` | one file per generator family: text stack, denoiser, latent space | step a scheduler |
-//! | `mosaic` | layout, the denoising loop, capture, decode, labels | know a family, write files |
-//! | [`mask`] | mask sources, refiners and checks, on plain arrays | know any other stage |
-//! | [`record`] | a mosaic's record: one type, its ids, its written forms | touch a file |
-//! | [`picture`] | PNG, masks drawn on pictures | know any stage |
-//! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
-//! | [`priority`] | how much a category is wanted, and whether it can be had | draw, write |
-//! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
-//! | [`status`] | what each engine says about itself, and whether it is alive | link libtorch |
-//! | [`engine`] | planner, worker, throttle | be needed by the trainer |
-//! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
-//! | [`cli`] | one file per subcommand | hold logic |
+//! | room | does | may use | must not |
+//! | --- | --- | --- | --- |
+//! | [`recipe`] | shared by every room: the settings of a mosaic | `mask` | know any stage |
+//! | [`error`], [`geometry`], [`rng`] | shared by every room: plain types | | know any stage |
+//! | [`dataset`] | LVIS/COCO JSON in, export and merge out | `mask`, `picture`, `record` | touch pixels |
+//! | `weights` | strict safetensors loading | | know an architecture |
+//! | `nn` | layers that the models share | `weights` | know an architecture |
+//! | `text` | prompt to embedding | `nn`, `weights` | know the UNet |
+//! | `diffusion` | UNet, VAE, schedulers, attention events | `nn`, `weights` | know prompts or masks |
+//! | `family` | one file per generator family: text stack, denoiser, latent space | `diffusion`, `text` | step a scheduler |
+//! | `mosaic` | layout, the denoising loop, capture, decode, labels | `dataset`, `diffusion`, `family`, `mask`, `record`, `text` | know a family, write files |
+//! | [`mask`] | mask sources, refiners and checks, on plain arrays | | know any other stage |
+//! | [`record`] | a mosaic's record: one type, its ids, its written forms | `mask` | touch a file |
+//! | [`picture`] | PNG, masks drawn on pictures | `mask` | know any stage |
+//! | [`bank`] | the on-disk store and the demand board | `dataset`, `mask`, `picture`, `record` | link libtorch, keep a lock across a fork |
+//! | [`priority`] | how much a category is wanted, and whether it can be had | `bank`, `status` | draw, write |
+//! | [`sampler`], [`paste`] | the trainer's side | `bank`, `mask`, `priority` | own a thread pool |
+//! | [`status`] | what each engine says about itself, and whether it is alive | `dataset` | link libtorch |
+//! | [`engine`] | planner, worker, throttle | every room | be needed by the trainer |
+//! | [`report`] | a bank's figures, and the page that shows it | `bank`, `mask`, `priority`, `record` | count a use, need a network |
+//! | [`cli`] | one file per subcommand | every room | hold logic |
+//! | `python` | the bindings: conversions and the GIL | every room | hold logic |
 //!
 //! Where new parts go, and how they are tested: `DESIGN.md`, beside `README.md`.
 //!

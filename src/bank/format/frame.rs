@@ -4,10 +4,11 @@ use serde::Serialize;
 
 use super::super::codec::{self, Codec};
 use super::super::index::{Kind, u32_le};
-use super::instance::MAX_HALVINGS;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 
+/// Most smaller pictures of an instance.
+pub(super) const MAX_HALVINGS: usize = 3;
 const MAGIC: &[u8; 4] = b"MBR1";
 /// The newest frame version: instances with smaller pictures.
 pub(super) const VERSION: u8 = 2;

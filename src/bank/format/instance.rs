@@ -5,14 +5,12 @@ use std::borrow::Cow;
 use super::super::codec::{self, Codec};
 use super::super::index::Kind;
 use super::FOREGROUND;
-use super::frame::{Frame, PLAIN_VERSION, VERSION, frame, parsed};
+use super::frame::{Frame, MAX_HALVINGS, PLAIN_VERSION, VERSION, frame, parsed};
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 use crate::record::stored::InstanceMeta;
 use crate::record::{Provenance, RecordId, Scores};
 
-/// Most smaller pictures of an instance.
-pub(super) const MAX_HALVINGS: usize = 3;
 /// A picture may be enlarged by 5 / 4 before the next larger one is decoded.
 const ENOUGH: (u32, u32) = (4, 5);
 /// A picture of fewer pixels is not halved: it is decoded in no time.
