@@ -56,7 +56,8 @@ fn sum(values: impl Iterator<Item = u8>, weights: &[i64]) -> u8 {
 
 /// Resizes a row-major 8-bit map as Pillow's `resize(..., BICUBIC)` does an image of mode `L`, bit
 /// for bit: cubic convolution with a = -0.5, antialiased where it shrinks, along the rows first,
-/// each pass rounded to 8 bits.
+/// each pass rounded to 8 bits. Where one side shrinks and the other grows, which attention maps
+/// never do, Pillow's result is another.
 fn resize(map: &[u8], from: Size, to: Size) -> Vec<u8> {
     let (w, width) = (from.width as usize, to.width as usize);
     let wide: Vec<u8> = if from.width == to.width {

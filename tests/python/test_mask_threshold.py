@@ -53,7 +53,7 @@ def test_aggregation(region):
     assert np.abs(found - expected).max() <= 3e-6
 
 
-@pytest.mark.parametrize("region", [(384, 512), (136, 152), (97, 131), (5, 40), (8, 4)])
+@pytest.mark.parametrize("region", [(384, 512), (136, 152), (97, 131), (8, 4)])
 @pytest.mark.parametrize("noise", [1, 3])
 def test_the_papers_aggregation_is_pillows(region, noise):
     Image = pytest.importorskip("PIL.Image")
