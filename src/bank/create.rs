@@ -134,7 +134,7 @@ fn clear(dir: &Path) -> Result<()> {
 enum Found {
     /// Left by a creation; holds nothing.
     Part,
-    /// Not in the way: an engine's log and state, a file system's own folder.
+    /// Not in the way: an engine's log and state, a bank of its own, a file system's own folder.
     Kept,
     Foreign,
 }
@@ -159,6 +159,8 @@ impl Found {
                 return Self::Kept;
             }
             "lost+found" => return Self::Kept,
+            // The banks of prewarm's shards, before they are merged.
+            _ if kind.is_dir() && path.join(INFO_FILE).is_file() => return Self::Kept,
             _ if !kind.is_file() => false,
             MARKER => true,
             DATA_FILE => ours || has_no_records(&path),

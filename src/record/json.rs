@@ -139,10 +139,14 @@ impl MosaicJson {
         let instances = self.instances.into_iter().map(|i| {
             let region = match i.provenance.region as usize {
                 // Version 0.1 kept the canvas's numbers when it cut the picture.
-                at if regions.get(at).is_none_or(|r| !holds(r, i.bbox)) => regions
-                    .iter()
-                    .position(|r| r.category.name == i.category && holds(r, i.bbox))
-                    .map_or(i.provenance.region, |at| at as u32),
+                at if at < MOST_REGIONS
+                    && regions.get(at).is_none_or(|r| !holds(r, i.bbox)) =>
+                {
+                    regions
+                        .iter()
+                        .position(|r| r.category.name == i.category && holds(r, i.bbox))
+                        .map_or(i.provenance.region, |at| at as u32)
+                }
                 _ => i.provenance.region,
             };
             Instance {
@@ -200,6 +204,9 @@ impl RegionJson {
         }
     }
 }
+
+/// Regions of the largest mosaic that version 0.1 could cut.
+const MOST_REGIONS: usize = 4;
 
 /// Whether an object of a region can have this box.
 fn holds<C>(region: &Region<C>, bbox: PixelBox) -> bool {

@@ -137,8 +137,8 @@ def test_errors_are_natural(tmp_path):
     with pytest.raises(ValueError, match="foreground"):
         bank.put_instances([empty])
     bad = mosaic(rng, [0], 99)
-    bad["image"] = picture(rng, 10, 10)
-    with pytest.raises(ValueError, match="mask size"):
+    bad["image"] = picture(rng, 200, 200)
+    with pytest.raises(ValueError, match="a mask of the canvas"):
         bank.put_mosaics([bad])
     text = (tmp_path / "bank" / "bank.toml").read_text()
     (tmp_path / "bank" / "bank.toml").write_text(text.replace("format = 1", "format = 2"))
@@ -208,7 +208,8 @@ def test_draws_are_uniform_at_a_fixed_seed(tmp_path):
 def test_merge_compact_and_retire(tmp_path):
     a = make_bank(tmp_path / "a", instances=5, mosaics=3, seed=0)
     b = make_bank(tmp_path / "b", instances=5, mosaics=6, seed=1, max_uses=1)
-    assert a.merge_from(b)["added"] == 5 + 9  # three of the mosaics are the same
+    # Six mosaics with two instances each: recipe, weights and seeds as a's, but other pixels.
+    assert a.merge_from(b)["added"] == 5 + 6 * 3
     assert a.merge_from(b)["added"] == 0
     c = a.compact(str(tmp_path / "c"))
     assert c.stats()["instances"] == a.stats()["instances"]
