@@ -24,10 +24,10 @@ from setuptools import setup
 from setuptools_rust import Binding, RustExtension, Strip
 
 ROOT = Path(__file__).resolve().parent
-# The one libtorch that tch 0.24 speaks to (its generated C++ follows one release's API).
+# The only libtorch that tch 0.24 supports (its generated C++ follows one release's API).
 TORCH = "2.11"
 
-# Run by the target environment's Python; prints one line of JSON, the last of its output.
+# Runs in the target environment's Python; its last line of output is JSON.
 FIND_TORCH = """
 import json
 try:
@@ -116,7 +116,7 @@ def extensions() -> list[RustExtension]:
     torch = find_torch()
     reason = why_no_engine(torch)
     if reason is None:
-        # Would make torch-sys ask the Python on PATH, which has no torch under isolation.
+        # It would make torch-sys ask the Python on PATH, which has no torch under isolation.
         os.environ.pop("LIBTORCH_USE_PYTORCH", None)
         os.environ.update(libtorch_environment(torch))
         print(f"mosaicbank: _core, and _engine on torch {torch['version']}", file=sys.stderr)
@@ -137,7 +137,7 @@ def extensions() -> list[RustExtension]:
     return built
 
 
-# setup.py also runs for metadata alone, where looking for torch (it imports it) is waste.
+# setup.py also runs for metadata alone; then looking for torch (an import) is a waste.
 BUILDS = {"build", "build_ext", "build_rust", "bdist_wheel", "editable_wheel", "develop", "install"}
 
 setup(

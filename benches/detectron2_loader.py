@@ -50,6 +50,7 @@ from mosaicbank.detectron2.hooks import MosaicHook
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT / "python" / "examples"))
 import drawings  # noqa: E402
+from folders import own_folder  # noqa: E402
 
 _CONFIG = _ROOT / "configs" / "detectron2" / "demo_mask_rcnn_R_18_FPN.yaml"
 _DATASET = "mosaicbank_bench"
@@ -273,7 +274,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Measure, print, and write ``result.json``."""
     options = parser().parse_args(argv)
     logging.getLogger("detectron2").setLevel(logging.WARNING)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        own_folder(options.out, "detectron2_loader.py")
+    except (OSError, ValueError) as error:
+        parser().error(f"--out: {error}")
     annotations = options.annotations or drawings.make_training_set(options.out / "data")
     drawings.register(_DATASET, annotations)
     bank = options.out / f"bank-{os.getpid()}"

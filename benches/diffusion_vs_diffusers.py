@@ -97,6 +97,9 @@ class Ours:
 
         self.generator = Generator.from_pretrained(str(model), device=device, dtype=dtype)
         self.recipe = recipe
+        # Both sides read the attention of the levels that the recipe says.
+        (source,) = self.generator.resolve_recipe(recipe)["masks"]
+        self.levels = source["levels"]
         # Plain names, whose words are the subject that the loop looks for.
         known = [c for c in self.generator.categories or CATEGORIES if c.isidentifier()]
         self.categories = known[:4]
@@ -117,7 +120,13 @@ class Plain:
     """The plain loop on the same model and device, with the regions that ours were given."""
 
     def __init__(
-        self, model: Path, regions: list[Any], steps: int, device: str, dtype: str
+        self,
+        model: Path,
+        regions: list[Any],
+        levels: list[int],
+        steps: int,
+        device: str,
+        dtype: str,
     ) -> None:
         self.pipeline = reference.Pipeline.load(model)
         for part in (self.pipeline.unet, self.pipeline.text_encoder):
@@ -129,6 +138,7 @@ class Plain:
             for r in regions
         ]
         self.size = (max(a.box[3] for a in self.areas), max(a.box[2] for a in self.areas))
+        self.levels = levels
         self.steps = steps
         self.device = device
 
@@ -136,7 +146,9 @@ class Plain:
     def run(self, noise: np.ndarray, capture: bool = True) -> list[reference.Result]:
         rows = torch.from_numpy(noise).to(self.device)
         return [
-            reference.mosaic(self.pipeline, *self.size, self.areas, self.steps, row[None], capture)
+            reference.mosaic(
+                self.pipeline, *self.size, self.areas, self.steps, row[None], capture, self.levels
+            )
             for row in rows
         ]
 
@@ -212,7 +224,7 @@ def noise_of(batch: int, shape: tuple[int, ...]) -> np.ndarray:
 def compare(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Time, capture's share of it, and how far apart the two sides' results are."""
     ours, regions, (steps, *shape) = plan(model, options)
-    plain = Plain(model, regions, steps, options.device, options.dtype)
+    plain = Plain(model, regions, ours.levels, steps, options.device, options.dtype)
     noise = noise_of(1, tuple(shape))
     with exact_float32():
         mine, theirs = ours.run(noise)[0], plain.run(noise)[0]
@@ -257,8 +269,11 @@ def peak_of_one_side(model: Path, options: argparse.Namespace) -> None:
         ours.run(noise_of(1, tuple(shape)))
     else:
         regions = [Asked(argparse.Namespace(**r), r["guidance"]) for r in options.regions["areas"]]
-        plain = Plain(model, regions, options.regions["steps"], options.device, options.dtype)
-        plain.run(noise_of(1, tuple(options.regions["shape"])))
+        asked = options.regions
+        plain = Plain(
+            model, regions, asked["levels"], asked["steps"], options.device, options.dtype
+        )
+        plain.run(noise_of(1, tuple(asked["shape"])))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if options.device != "cpu":
         # One allocator for both sides: ours runs on the libtorch of this process.
@@ -269,9 +284,11 @@ def peak_of_one_side(model: Path, options: argparse.Namespace) -> None:
 def memory(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of one mosaic (resident, or the GPU's), each side in a process of its own."""
     ours, regions, (steps, *shape) = plan(model, options)
+    levels = ours.levels
     del ours
     asked = {
         "areas": [vars(r) for r in regions],
+        "levels": levels,
         "steps": steps,
         "shape": shape,
     }
@@ -302,7 +319,7 @@ def table(model: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     for dtype in ("float32", "bfloat16"):
         options = argparse.Namespace(**{**vars(options), "dtype": dtype})
         ours, regions, (steps, *shape) = plan(model, options)
-        plain = Plain(model, regions, steps, options.device, dtype)
+        plain = Plain(model, regions, ours.levels, steps, options.device, dtype)
         for batch in (1, 4, 16):
             noise = noise_of(batch, tuple(shape))
             ours.run(noise)
@@ -331,7 +348,7 @@ def precision(model: Path, options: argparse.Namespace) -> dict[str, Any]:
         gpu.recipe.pop("refine")
         noise = noise_of(4, tuple(shape))
         exact = gpu.run(noise)
-        plain = Plain(model, regions, steps, full.device, "float32").run(noise)
+        plain = Plain(model, regions, gpu.levels, steps, full.device, "float32").run(noise)
     half, _, _ = plan(model, argparse.Namespace(**{**vars(options), "dtype": "bfloat16"}))
     half.recipe.pop("refine")
     rough = half.run(noise)

@@ -7,8 +7,8 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use mosaicbank::geometry::{PixelBox, Size};
 use mosaicbank::mask::{
-    BilateralGrid, BinaryMask, FilterParams, RefineParams, Rle, Threshold, aggregate,
-    components, filter_region,
+    Bilateral, BilateralGrid, BinaryMask, Rle, SizeCheck, Threshold, aggregate, components,
+    filter_region,
 };
 
 const SIZE: Size = Size::new(384, 512);
@@ -50,7 +50,7 @@ fn scene(amount: f64) -> (Vec<u8>, BinaryMask) {
 }
 
 fn bilateral(c: &mut Criterion) {
-    let params = RefineParams::default();
+    let params = Bilateral::default();
     for (name, amount) in [("smooth", 4.0), ("textured", 12.0), ("noisy", 40.0)] {
         let (rgb, mask) = scene(amount);
         let Ok(grid) = BilateralGrid::new(&rgb, SIZE, &params) else {
@@ -102,7 +102,7 @@ fn pipeline(c: &mut Criterion) {
     c.bench_function("filter", |b| {
         b.iter(|| {
             filter_region(
-                &FilterParams::default(),
+                &SizeCheck::default(),
                 black_box(&mask),
                 whole,
                 whole,

@@ -131,6 +131,14 @@ impl Error {
                 hint: String::new(),
             }
         } else {
+            // `tempfile` wraps the system's error and so hides its number.
+            let errno = match (source.raw_os_error(), source.kind()) {
+                (None, std::io::ErrorKind::StorageFull) => Some(libc::ENOSPC),
+                (None, std::io::ErrorKind::ReadOnlyFilesystem) => Some(libc::EROFS),
+                (None, std::io::ErrorKind::PermissionDenied) => Some(libc::EACCES),
+                _ => None,
+            };
+            let source = errno.map_or(source, std::io::Error::from_raw_os_error);
             Self::Io { path, source }
         }
     }
@@ -142,4 +150,13 @@ impl Error {
             message: message.to_string(),
         }
     }
+}
+
+/// The message of a panic, from the payload of `catch_unwind`.
+pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".into())
 }

@@ -1,4 +1,4 @@
-//! Sizes and boxes, in pixels and in latent cells: the only place that knows the VAE factor.
+//! Sizes and boxes, in pixels and in latent cells.
 
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +37,7 @@ impl Size {
         {
             return Err(Error::value(
                 "size",
-                format!("positive multiples of the VAE factor {factor}"),
+                format!("positive multiples of {factor} pixels"),
                 format!("{} x {} (height x width)", self.height, self.width),
             ));
         }
@@ -139,7 +139,7 @@ impl PixelBox {
         if sides.iter().any(|s| !s.is_multiple_of(factor)) {
             return Err(Error::value(
                 "region box",
-                format!("multiples of the VAE factor {factor}"),
+                format!("multiples of {factor} pixels"),
                 format!("{sides:?}"),
             ));
         }

@@ -8,33 +8,39 @@
 //!        -> sampler / paste -> the trainer's batch
 //! ```
 //!
-//! | room | does | must not |
-//! | --- | --- | --- |
-//! | [`error`], [`recipe`], [`geometry`], [`rng`] | words that every room shares | know any stage |
-//! | [`dataset`] | LVIS/COCO JSON in, export and merge out | touch pixels |
-//! | `weights` | strict safetensors loading | know an architecture |
-//! | `text` | prompt to embedding | know the UNet |
-//! | `diffusion` | UNet, VAE, schedulers, the attention seam | know prompts or masks |
-//! | `mosaic` | layout, the denoising loop, capture, decode | write files |
-//! | [`mask`] | attention map to mask, on plain arrays | know any other stage |
-//! | [`instance`] | instances and where they came from | do anything |
-//! | [`bank`] | the on-disk store and the demand board | link libtorch, keep a lock across a fork |
-//! | [`sampler`], [`paste`] | the trainer's side | own a thread pool |
-//! | [`status`] | what each engine says about itself, and whether it is alive | link libtorch |
-//! | [`engine`] | planner, worker, throttle | be needed by the trainer |
-//! | [`report`] | a bank's figures, and the page that shows it | count a use, need a network |
-//! | [`cli`] | one file per subcommand | hold logic |
+//! | room | does | may use | must not |
+//! | --- | --- | --- | --- |
+//! | [`recipe`] | shared by every room: the settings of a mosaic | `mask` | know any stage |
+//! | [`error`], [`geometry`], [`rng`] | shared by every room: plain types | | know any stage |
+//! | [`dataset`] | LVIS/COCO JSON in, export and merge out | `mask`, `picture`, `record` | touch pixels |
+//! | `weights` | strict safetensors loading | | know an architecture |
+//! | `nn` | layers that the models share | `weights` | know an architecture |
+//! | `text` | prompt to embedding | `nn`, `weights` | know the UNet |
+//! | `diffusion` | UNet, VAE, schedulers, attention events | `nn`, `weights` | know prompts or masks |
+//! | `family` | one file per generator family: text stack, denoiser, latent space | `diffusion`, `text` | step a scheduler |
+//! | `mosaic` | layout, the denoising loop, capture, decode, labels | `dataset`, `diffusion`, `family`, `mask`, `record`, `text` | know a family, write files |
+//! | [`mask`] | mask sources, refiners and checks, on plain arrays | | know any other stage |
+//! | [`record`] | a mosaic's record: one type, its ids, its written forms | `mask` | touch a file |
+//! | [`picture`] | PNG, masks drawn on pictures | `mask` | know any stage |
+//! | [`bank`] | the on-disk store and the demand board | `dataset`, `mask`, `picture`, `record` | link libtorch, keep a lock across a fork |
+//! | [`priority`] | how much a category is wanted, and whether it can be had | `bank`, `status` | draw, write |
+//! | [`sampler`], [`paste`] | the trainer's side | `bank`, `mask`, `priority` | own a thread pool |
+//! | [`status`] | what each engine says about itself, and whether it is alive | `dataset` | link libtorch |
+//! | [`engine`] | planner, worker, throttle | every room | be needed by the trainer |
+//! | [`report`] | a bank's figures, and the page that shows it | `bank`, `mask`, `priority`, `record` | count a use, need a network |
+//! | [`cli`] | one file per subcommand | every room | hold logic |
+//! | `python` | the bindings: conversions and the GIL | every room | hold logic |
 //!
-//! `weights`, `text`, `diffusion` and `mosaic` exist with the cargo feature `engine` only, as does
-//! the part of [`engine`] that runs a model; nothing else links libtorch.
+//! Where new parts go, and how they are tested: `DESIGN.md`, beside `README.md`.
+//!
+//! `weights`, `text`, `diffusion`, `family` and `mosaic` exist with the cargo feature `engine` only,
+//! as does the part of [`engine`] that runs a model; nothing else links libtorch.
 
 pub mod error;
 // What every room shares.
 pub mod geometry;
 pub mod recipe;
 pub mod rng;
-// Categories in, annotations out.
-pub mod dataset;
 // Weights and the layers that the models share.
 #[cfg(feature = "engine")]
 mod nn;
@@ -46,15 +52,24 @@ pub mod text;
 // Embedding and noise to latents, latents to pixels.
 #[cfg(feature = "engine")]
 pub mod diffusion;
+// The networks of a model behind one seam.
+#[cfg(feature = "engine")]
+pub mod family;
 // Regions to a canvas, with the attention of each.
 #[cfg(feature = "engine")]
 pub mod mosaic;
-// Attention maps to masks.
+// Pictures and attention to masks and verdicts.
 pub mod mask;
 // What a mask becomes.
-pub mod instance;
+pub mod record;
+// Pictures of it, for people.
+pub mod picture;
+// Categories in, annotations out.
+pub mod dataset;
 // Instances on disk, beside the training run.
 pub mod bank;
+// How much each category is wanted, and which can be had.
+pub mod priority;
 // What the trainer sees next.
 pub mod sampler;
 // Bank instances on real images.

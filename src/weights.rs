@@ -1,5 +1,5 @@
-//! Strict loading of safetensors: every tensor that the configuration asks for is there with its
-//! shape, and nothing else is.
+//! Strict loading of safetensors: every tensor of the configuration must be there with its shape,
+//! and no other tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -14,13 +14,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// Buffers that old checkpoints carry and that hold nothing learnt.
+/// Buffers of old checkpoints without learned values.
 const IGNORED_SUFFIXES: [&str; 1] = ["position_ids"];
 
 /// Endings of files that are pickles.
 const PICKLES: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 
-/// A header larger than this is no header (safetensors' own limit).
+/// Largest header (safetensors' own limit).
 const MAX_HEADER: u64 = 100_000_000;
 
 /// Where a tensor's bytes are.
@@ -35,7 +35,7 @@ struct Entry {
 /// The tensors of one component (`unet/`, `vae/`, `text_encoder/`), memory-mapped.
 ///
 /// [`Weights::tensor`] hands each out at most once per name, straight to the device;
-/// [`Weights::finish`] then refuses what nobody asked for.
+/// [`Weights::finish`] then refuses the tensors that were not requested.
 pub struct Weights {
     files: Vec<(PathBuf, Mmap)>,
     entries: BTreeMap<String, Entry>,
@@ -218,7 +218,7 @@ impl Weights {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Where errors about this component point to.
+    /// The path that errors about this component name.
     pub fn path(&self) -> &Path {
         self.files
             .first()
@@ -254,8 +254,8 @@ impl Weights {
         let tensor = Tensor::f_from_data_size(bytes, shape, kind)
             .and_then(|t| t.f_to_device_(self.device, self.kind, false, false))
             .map_err(|e| Error::backend(format!("{}: tensor {name:?}", path.display()), e))?;
-        // The copy is made: the file's pages need not stay resident beside it. A failed hint
-        // costs memory, nothing else.
+        // The copy is made, so the file's pages need not stay resident. If the hint fails, it only
+        // costs memory.
         // SAFETY: the map is a read-only, file-backed one; pages that are touched again are
         // read from the file again.
         let _ = unsafe {

@@ -1,7 +1,7 @@
 //! Processes that die: 200 kills of a writer, and readers beside a writer.
 //!
 //! The children are this same binary, started on one ignored test each.
-//! `MOSAICBANK_SOAK=60` (seconds) runs the long form of the second test.
+//! `MOSAICBANK_SOAK=60` (seconds) runs the long form of the second test (`make test-long`).
 
 mod bank_common;
 

@@ -4,7 +4,7 @@ mod bank_common;
 
 use std::path::Path;
 
-use bank_common::{info, mosaic, new_bank};
+use bank_common::{Mounted, info, mosaic, mount, new_bank};
 use mosaicbank::bank::{Bank, Choice, Kind, Limits, MosaicRecord};
 use mosaicbank::geometry::Size;
 use mosaicbank::{Error, rng};
@@ -323,26 +323,6 @@ fn a_full_disk_is_an_error_and_loses_nothing() {
         bank.put_mosaics(&[mosaic(999, 0, 1, SIZE)]).unwrap().added,
         3
     );
-}
-
-/// Runs `mount`; false where the machine does not let us.
-fn mount(args: &[&str]) -> bool {
-    std::process::Command::new("mount")
-        .args(args)
-        .stderr(std::process::Stdio::null())
-        .status()
-        .is_ok_and(|s| s.success())
-}
-
-struct Mounted(std::path::PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(&self.0)
-            .status();
-    }
 }
 
 #[test]

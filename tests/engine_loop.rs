@@ -14,19 +14,19 @@ use std::time::Duration;
 
 use bank_common::{new_bank, rectangle};
 use mosaicbank::bank::{Bank, Kind, MosaicRecord};
-use mosaicbank::engine::backend::{Backend, Finisher, MadeBy, Order, mirror, record_of};
+use mosaicbank::diffusion::LatentSpace;
+use mosaicbank::engine::backend::{Backend, Finisher, Order, mirror};
 use mosaicbank::engine::control::{Control, set_paused};
 use mosaicbank::engine::plan::Odds;
+use mosaicbank::engine::planner::Planner;
 use mosaicbank::engine::planner::{OnDemand, Prewarm};
 use mosaicbank::engine::seeds::Seeds;
-use mosaicbank::engine::worker::{Planner, Settings, run};
+use mosaicbank::engine::worker::{Settings, run};
 use mosaicbank::geometry::{PixelBox, Size};
-use mosaicbank::instance::{Instance, Provenance};
 use mosaicbank::mask::Verdict;
-use mosaicbank::mosaic::{
-    Canvas, Denoised, Layout, Mosaic, Progress, Region, RegionResult, Subject,
-};
+use mosaicbank::mosaic::{Canvas, Denoised, Labelled, Layout, Progress, Region, Subject};
 use mosaicbank::recipe::Recipe;
+use mosaicbank::record::{self, Instance, Mosaic, RecordId};
 use mosaicbank::status::{EngineStatus, State, StatusWriter};
 use mosaicbank::{Error, Result};
 
@@ -94,7 +94,13 @@ impl Backend for Fake {
             seed: order.seed,
         };
         mirror(&mut canvas, order.mirrored);
-        canvas.validate(4)?;
+        canvas.validate(&LatentSpace {
+            channels: 4,
+            factor: 4,
+            patch: 1,
+            scale: 1.0,
+            shift: 0.0,
+        })?;
         self.seeds.lock().unwrap().push(order.seed);
         Ok(canvas)
     }
@@ -126,7 +132,7 @@ impl Backend for Fake {
             .map(|c| Denoised {
                 rgb: vec![128; 3 * c.size.area() as usize],
                 size: c.size,
-                attention: vec![Vec::new(); c.regions.len()],
+                captured: None,
                 problem: (self.broken)(c.seed).then(|| "not a number".into()),
             })
             .collect())
@@ -146,7 +152,7 @@ impl Backend for Fake {
 }
 
 impl Finisher for Fake {
-    fn label(&self, canvases: &[Canvas], denoised: Vec<Denoised>) -> Result<Vec<Mosaic>> {
+    fn label(&self, canvases: &[Canvas], denoised: Vec<Denoised>) -> Result<Vec<Labelled>> {
         (self.before_label)(canvases);
         if self.labels_fail {
             return Err(Error::backend("labelling", "it never works"));
@@ -159,63 +165,44 @@ impl Finisher for Fake {
                     denoised.problem.is_none() && (self.comes_out)(&r.category, canvas.seed);
                 if kept {
                     let b = PixelBox::new(r.own.x0, r.own.y0, r.own.x0 + 8, r.own.y0 + 4);
-                    instances.push(Instance {
-                        category: r.category.clone(),
-                        mask: rectangle(canvas.size, b),
-                        bbox: b,
-                        area: 32,
-                        score: 0.5,
-                        provenance: Provenance {
-                            model: "fake".into(),
-                            weights: "weights".into(),
-                            prompt: r.subject.prompt.clone(),
-                            seed: canvas.seed,
-                            recipe: "recipe".into(),
-                            mosaic: String::new(),
-                            region: i as u32,
-                        },
-                    });
+                    let mask = rectangle(canvas.size, b);
+                    let object = Instance::of_mask(r.category.clone(), mask, 0.5, i as u32);
+                    instances.push(object.unwrap());
                 }
-                regions.push(RegionResult {
-                    bbox: r.bbox,
+                let verdict = if kept {
+                    Verdict::Kept
+                } else {
+                    Verdict::NoComponent
+                };
+                regions.push(record::Region {
                     own: r.own,
-                    subject: r.subject.clone(),
-                    guidance: r.guidance,
-                    category: r.category.clone(),
-                    attention: Vec::new(),
-                    threshold: 0.0,
-                    mask: None,
-                    verdict: if kept {
-                        Verdict::Kept
-                    } else {
-                        Verdict::NoComponent
-                    },
+                    prompt: r.subject.prompt.clone(),
+                    ..record::Region::bare(r.bbox, r.category.clone(), verdict)
                 });
             }
-            Mosaic {
-                id: String::new(),
-                seed: canvas.seed,
-                size: canvas.size,
-                rgb: denoised.rgb,
-                window: PixelBox::new(0, 0, canvas.size.width, canvas.size.height),
-                regions,
-                instances,
+            Labelled {
+                record: Mosaic {
+                    id: id(canvas.seed),
+                    size: canvas.size,
+                    image: denoised.rgb,
+                    regions,
+                    instances,
+                    model: "fake".into(),
+                    weights: "weights".into(),
+                    recipe: "recipe".into(),
+                    seed: canvas.seed,
+                    generation: None,
+                },
+                maps: Vec::new(),
                 problem: denoised.problem,
             }
         };
         Ok(canvases.iter().zip(denoised).map(mosaic).collect())
     }
+}
 
-    fn record(&self, bank: &Bank, canvas: &Canvas, mosaic: &Mosaic) -> Result<MosaicRecord> {
-        let backend = MadeBy {
-            model: "fake",
-            weights: "weights",
-            device: "cpu",
-            dtype: "float32",
-            threads: 1,
-        };
-        record_of(bank, canvas, mosaic, backend, "recipe")
-    }
+fn id(seed: u64) -> RecordId {
+    RecordId(u128::from(seed).to_be_bytes())
 }
 
 fn settings(batch: usize) -> Settings {
@@ -316,14 +303,14 @@ fn records_hold_what_is_needed_to_make_them_again() {
     .unwrap();
     let mut counts = BTreeSet::new();
     for m in all(&bank) {
-        assert_eq!(m.id, MosaicRecord::id_of("recipe", "weights", m.seed));
+        assert_eq!(m.id, id(m.seed));
         counts.insert(m.regions.len());
         for r in &m.regions {
             let name = bank.categories()[r.category as usize]
                 .name
                 .replace('_', " ");
             assert!(r.prompt.contains(&name), "{}", r.prompt);
-            assert_eq!(r.verdict, "kept");
+            assert_eq!(r.verdict, Verdict::Kept);
             assert!(r.bbox.x1 <= m.size.width && r.bbox.y1 <= m.size.height);
         }
     }
@@ -575,6 +562,69 @@ fn a_bank_that_is_too_small_is_said_before_or_while_it_happens() {
     let (out, _) = make(&bank, &Fake::default(), &mut source, settings(1));
     let text = out.unwrap_err().to_string();
     assert!(text.contains("max_bytes"), "{text}");
+}
+
+#[test]
+fn a_panic_while_labelling_ends_the_engine_with_its_reason() {
+    let (_dir, bank) = temporary(2);
+    let fake = Fake {
+        before_label: Arc::new(|_| panic!("the log cannot be written")),
+        ..Fake::default()
+    };
+    let (out, status) = make(&bank, &fake, &mut prewarm(&bank, &[9, 9]), settings(1));
+    let text = out.unwrap_err().to_string();
+    assert!(text.contains("the log cannot be written"), "{text}");
+    assert_eq!(status.state, State::Failed);
+}
+
+#[test]
+fn an_engine_whose_bank_is_removed_ends() {
+    for idle in [false, true] {
+        let (dir, bank) = temporary(2);
+        let path = bank.path().to_path_buf();
+        let remove = path.clone();
+        let fake = Fake {
+            before_label: Arc::new(move |_| {
+                if !idle {
+                    let _ = std::fs::remove_dir_all(&remove);
+                }
+            }),
+            ..Fake::default()
+        };
+        let status = StatusWriter::start(&path, "test", || false).unwrap();
+        let never = || false;
+        let control = Control::new(&path, &never);
+        let out = std::thread::scope(|scope| {
+            let engine = scope.spawn(|| {
+                let mut source = OnDemand::new(&bank, vec![0, 1], 3, Odds::default(), "test");
+                let mut seeds = Seeds::new(&path, None);
+                let settings = Settings {
+                    idle_exit: None,
+                    ..settings(1)
+                };
+                run(
+                    &fake,
+                    &bank,
+                    &mut source,
+                    &mut seeds,
+                    &control,
+                    settings,
+                    &status,
+                )
+            });
+            if idle {
+                while status.update(|s| s.state) != State::Stocked {
+                    assert!(!engine.is_finished());
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                std::fs::remove_dir_all(&path).unwrap();
+            }
+            engine.join().unwrap()
+        });
+        let text = out.unwrap_err().to_string();
+        assert!(text.contains("bank"), "{text}");
+        drop(dir);
+    }
 }
 
 #[test]

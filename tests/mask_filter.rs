@@ -2,8 +2,8 @@
 
 use mosaicbank::geometry::{PixelBox, Size};
 use mosaicbank::mask::{
-    BinaryMask, ComponentRule, FilterParams, Measure, RefineParams, Threshold, Verdict,
-    aggregate, bilateral_solve, filter_region,
+    Bilateral, BinaryMask, Check, ComponentRule, Measure, Refiner, SizeCheck, Threshold,
+    Verdict, aggregate, bilateral_solve, filter_region,
 };
 use proptest::prelude::*;
 
@@ -21,7 +21,7 @@ fn with_boxes(size: Size, boxes: &[[u32; 4]]) -> BinaryMask {
     mask
 }
 
-fn whole(params: &FilterParams, mask: &BinaryMask) -> (Verdict, Vec<BinaryMask>) {
+fn whole(params: &SizeCheck, mask: &BinaryMask) -> (Verdict, Vec<BinaryMask>) {
     let size = mask.size();
     let region = PixelBox::new(0, 0, size.width, size.height);
     filter_region(params, mask, region, region, size, BASE).expect("a possible placement")
@@ -29,9 +29,9 @@ fn whole(params: &FilterParams, mask: &BinaryMask) -> (Verdict, Vec<BinaryMask>)
 
 #[test]
 fn the_papers_bounds_for_384_by_512() {
-    let bounds = FilterParams::default().area_bounds(Size::new(384, 512));
+    let bounds = SizeCheck::default().area_bounds(Size::new(384, 512));
     assert_eq!(bounds, (9830, 186778));
-    let p = FilterParams::default();
+    let p = SizeCheck::default();
     assert_eq!(
         (p.min_width, p.max_width, p.min_height, p.max_height),
         (1, 768, 1, 1024)
@@ -41,7 +41,7 @@ fn the_papers_bounds_for_384_by_512() {
 #[test]
 fn area_bounds_are_inclusive() {
     // 5 % and 95 % of 40 x 50: 100 and 1900.
-    let p = FilterParams::default();
+    let p = SizeCheck::default();
     for (boxes, verdict) in [
         (vec![[0, 0, 10, 10]], Verdict::Kept),
         (
@@ -82,10 +82,10 @@ fn area_bounds_are_inclusive() {
 
 #[test]
 fn sides_are_measured_too() {
-    let p = FilterParams {
+    let p = SizeCheck {
         max_width: 20,
         min_height: 10,
-        ..FilterParams::default()
+        ..SizeCheck::default()
     };
     let verdict = |b| whole(&p, &with_boxes(BASE, &[b])).0;
     assert_eq!(verdict([0, 0, 20, 10]), Verdict::Kept);
@@ -97,9 +97,9 @@ fn sides_are_measured_too() {
 
 #[test]
 fn several_components_where_the_option_says_so() {
-    let p = FilterParams {
+    let p = SizeCheck {
         components: ComponentRule::Each,
-        ..FilterParams::default()
+        ..SizeCheck::default()
     };
     let mask = with_boxes(BASE, &[[0, 0, 20, 20], [30, 20, 41, 31], [45, 0, 47, 2]]);
     let (verdict, masks) = whole(&p, &mask);
@@ -115,7 +115,7 @@ fn only_the_regions_own_part_reaches_the_canvas() {
     let (region, own) = (PixelBox::new(10, 20, 60, 60), PixelBox::new(10, 20, 50, 52));
     let mask = with_boxes(region.size(), &[[20, 10, 50, 40]]);
     let (verdict, masks) =
-        filter_region(&FilterParams::default(), &mask, region, own, canvas, BASE)
+        filter_region(&SizeCheck::default(), &mask, region, own, canvas, BASE)
             .expect("a possible placement");
     assert_eq!(verdict, Verdict::Kept);
     assert_eq!(masks, [with_boxes(canvas, &[[30, 30, 50, 52]])]);
@@ -123,7 +123,7 @@ fn only_the_regions_own_part_reaches_the_canvas() {
 
 #[test]
 fn impossible_placements_are_errors() {
-    let p = FilterParams::default();
+    let p = SizeCheck::default();
     let mask = BinaryMask::zeros(BASE);
     let at = |region: [u32; 4], own: [u32; 4]| {
         filter_region(&p, &mask, region.into(), own.into(), BASE, BASE)
@@ -156,39 +156,48 @@ fn verdicts_read_well_in_text_and_json() {
 #[test]
 fn parameters_name_the_key() {
     let filter = |json: &str| {
-        serde_json::from_str::<FilterParams>(json)
+        serde_json::from_str::<SizeCheck>(json)
             .map_err(|e| e.to_string())
-            .and_then(|p| p.validate().map_err(|e| e.to_string()))
+            .and_then(|p| p.validate("checks.size").map_err(|e| e.to_string()))
     };
     assert_eq!(filter("{}"), Ok(()));
     for (json, says) in [
-        (r#"{"min_area": -0.1}"#, "filter.min_area"),
-        (r#"{"max_area": 1.1}"#, "filter.max_area"),
-        (r#"{"min_area": 0.6, "max_area": 0.5}"#, "filter.min_area"),
-        (r#"{"min_width": 900}"#, "filter.min_width"),
-        (r#"{"min_height": 1025}"#, "filter.min_height"),
+        (r#"{"min_area": -0.1}"#, "checks.size.min_area"),
+        (r#"{"max_area": 1.1}"#, "checks.size.max_area"),
+        (
+            r#"{"min_area": 0.6, "max_area": 0.5}"#,
+            "checks.size.min_area",
+        ),
+        (r#"{"min_width": 900}"#, "checks.size.min_width"),
+        (r#"{"min_height": 1025}"#, "checks.size.min_height"),
         (r#"{"min_size": 1}"#, "unknown field `min_size`"),
     ] {
         let e = filter(json).expect_err(json);
         assert!(e.contains(says), "{json}: {e}");
     }
-    type Change = fn(&mut RefineParams);
+    type Change = fn(&mut Bilateral);
     let refine = |change: Change| {
-        let mut p = RefineParams::default();
+        let mut p = Bilateral::default();
         change(&mut p);
-        p.validate().map_err(|e| e.to_string())
+        p.validate("refine.bilateral").map_err(|e| e.to_string())
     };
     assert_eq!(refine(|_| ()), Ok(()));
     let cases: [(Change, &str); 9] = [
-        (|p| p.passes = 0, "refine.passes"),
-        (|p| p.sigma_spatial = 0.5, "refine.sigma_spatial"),
-        (|p| p.sigma_luma = f64::NAN, "refine.sigma_luma"),
-        (|p| p.sigma_chroma = f64::INFINITY, "refine.sigma_chroma"),
-        (|p| p.lambda = -1.0, "refine.lambda"),
-        (|p| p.confidence = 0.0, "refine.confidence"),
-        (|p| p.diagonal_floor = 0.0, "refine.diagonal_floor"),
-        (|p| p.max_iterations = 0, "refine.max_iterations"),
-        (|p| p.threshold = 1.0, "refine.threshold"),
+        (|p| p.passes = 0, "refine.bilateral.passes"),
+        (|p| p.sigma_spatial = 0.5, "refine.bilateral.sigma_spatial"),
+        (|p| p.sigma_luma = f64::NAN, "refine.bilateral.sigma_luma"),
+        (
+            |p| p.sigma_chroma = f64::INFINITY,
+            "refine.bilateral.sigma_chroma",
+        ),
+        (|p| p.lambda = -1.0, "refine.bilateral.lambda"),
+        (|p| p.confidence = 0.0, "refine.bilateral.confidence"),
+        (
+            |p| p.diagonal_floor = 0.0,
+            "refine.bilateral.diagonal_floor",
+        ),
+        (|p| p.max_iterations = 0, "refine.bilateral.max_iterations"),
+        (|p| p.threshold = 1.0, "refine.bilateral.threshold"),
     ];
     for (change, key) in cases {
         let e = refine(change).expect_err(key);
@@ -225,12 +234,12 @@ proptest! {
         let target: Vec<f32> = (0..n).map(|_| f32::from(random() & 1)).collect();
         // Confidences of 0 leave vertices to their neighbours.
         let confidence: Vec<f32> = (0..n).map(|_| f32::from(random() % 3) / 2.0).collect();
-        let params = RefineParams {
+        let params = Bilateral {
             sigma_spatial: spatial,
             sigma_luma: luma,
             sigma_chroma: chroma,
             lambda,
-            ..RefineParams::default()
+            ..Bilateral::default()
         };
         let (map, report) = bilateral_solve(
             &rgb, Size::new(h, w), &target, trust.then_some(&confidence[..]), &params,
@@ -255,4 +264,33 @@ proptest! {
         prop_assert!(out.iter().all(|v| (0.0..=1.0).contains(v)));
         prop_assert!(Threshold::Otsu.apply(&out, Size::new(h, w)).is_ok());
     }
+}
+
+#[test]
+fn a_verdict_is_the_same_in_json_with_and_without_a_number() {
+    let score = Verdict::Score {
+        check: "clip".into(),
+        score: 0.25,
+        threshold: 0.5,
+    };
+    for (verdict, json) in [
+        (Verdict::Kept, r#""kept""#),
+        (Verdict::NoProposal, r#""no_proposal""#),
+        (
+            Verdict::TooManyComponents { found: 2 },
+            r#"{"too_many_components":{"found":2}}"#,
+        ),
+        (
+            score.clone(),
+            r#"{"score":{"check":"clip","score":0.25,"threshold":0.5}}"#,
+        ),
+    ] {
+        assert_eq!(serde_json::to_string(&verdict).expect("JSON"), json);
+        assert_eq!(
+            serde_json::from_str::<Verdict>(json).expect("a verdict"),
+            verdict
+        );
+    }
+    assert_eq!(score.to_string(), "clip score of 0.25 is below 0.5");
+    assert!(!score.is_kept() && Verdict::Kept.is_kept());
 }

@@ -1,52 +1,140 @@
 //! The arrows between the rooms of `src/`, held by reading the sources.
 //!
 //! A room is a module of the crate's root: `src/mask/...` and `src/weights.rs` are the rooms
-//! `mask` and `weights`. The table below says which rooms each may name; a room that is not in
-//! the table fails the test, so that a new room is a decision.
+//! `mask` and `weights`. The table on the crate's front page (`src/lib.rs`) says what each may use
+//! and must not do; this test reads it. A room that is not in the table fails the test, so that a
+//! new room is a decision, and so does an allowance that nothing uses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Rooms that everybody may use.
-const SHARED: [&str; 4] = ["error", "recipe", "geometry", "rng"];
+/// A line of the table in `src/lib.rs`.
+struct Row {
+    rooms: Vec<String>,
+    /// Every room may use these rooms.
+    shared: bool,
+    /// Rooms that it may use besides the shared ones; `None` is every room.
+    uses: Option<BTreeSet<String>>,
+    must_not: Vec<String>,
+}
 
-/// Room -> what it may use besides [`SHARED`]; `*` is every room.
-const ALLOWED: &[(&str, &[&str])] = &[
-    ("error", &[]),
-    ("geometry", &[]),
-    ("recipe", &["mask"]),
-    ("rng", &[]),
-    ("dataset", &["instance", "mask"]),
-    ("weights", &[]),
-    ("nn", &["weights"]),
-    ("text", &["nn", "weights"]),
-    ("diffusion", &["nn", "weights"]),
+/// The names in backticks.
+fn quoted(cell: &str) -> Vec<String> {
+    let names = cell.split('`').skip(1).step_by(2);
+    names.map(ToOwned::to_owned).collect()
+}
+
+/// The table: room, does, may use, must not.
+fn table() -> Vec<Row> {
+    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs");
+    let text = fs::read_to_string(lib).expect("src/lib.rs");
+    let rows: Vec<Row> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! |"))
+        .map(|line| {
+            line.trim_end()
+                .trim_end_matches('|')
+                .split('|')
+                .map(str::trim)
+                .collect()
+        })
+        .filter_map(|cells: Vec<&str>| match cells[..] {
+            [rooms, does, uses, must_not] if rooms.contains('`') => Some(Row {
+                rooms: quoted(rooms),
+                shared: does.starts_with("shared"),
+                uses: (uses != "every room").then(|| quoted(uses).into_iter().collect()),
+                must_not: must_not.split(", ").map(ToOwned::to_owned).collect(),
+            }),
+            _ => None,
+        })
+        .collect();
+    assert!(rows.len() > 10, "no table in src/lib.rs");
+    rows
+}
+
+/// How a line of the table's column "must not" is held.
+enum Held {
+    /// By the column "may use".
+    Arrows,
+    /// None of these stand in the room's sources.
+    Without(&'static [&'static str]),
+    /// By a test of its own, in this file or another.
+    Elsewhere,
+}
+
+/// Every entry of the column "must not". A new entry fails the test until it is here.
+const MUST_NOT: &[(&str, Held)] = &[
+    ("know any stage", Held::Arrows),
+    ("know any other stage", Held::Arrows),
+    ("know an architecture", Held::Arrows),
+    ("know the UNet", Held::Arrows),
+    ("know prompts or masks", Held::Arrows),
+    // Its arrows leave it nothing but masks and plain data.
+    ("do anything", Held::Arrows),
+    ("know a family", Held::Elsewhere), // it names the trait of the room `family` only; by reading
+    ("step a scheduler", Held::Without(&[".step("])),
     (
-        "mosaic",
-        &[
-            "text",
-            "diffusion",
-            "weights",
-            "mask",
-            "instance",
-            "dataset",
-        ],
+        "touch a file",
+        Held::Without(&["std::fs", "fs::", "File::", "write_beside"]),
     ),
-    ("mask", &[]),
-    ("instance", &["mask"]),
-    ("bank", &["instance", "mask"]),
-    ("sampler", &["bank", "instance", "dataset", "status"]),
-    ("paste", &["bank", "instance", "mask"]),
-    ("status", &["dataset"]),
-    ("engine", &["*"]),
-    ("report", &["bank", "mask", "status"]),
-    ("cli", &["*"]),
-    ("python", &["*"]),
+    // Draws from a bank, and writes to one.
+    ("draw", Held::Without(&[".draw_"])),
+    (
+        "write",
+        Held::Without(&["fs::write", "File::create", ".put_", "write_beside"]),
+    ),
+    ("touch pixels", Held::Without(&["image::"])),
+    (
+        "write files",
+        Held::Without(&[
+            "fs::write",
+            "File::create",
+            "File::options",
+            "OpenOptions",
+            "write_beside",
+            "create_dir",
+            "remove_",
+        ]),
+    ),
+    (
+        "own a thread pool",
+        Held::Without(&["rayon", "thread::spawn", "thread::Builder", "thread::scope"]),
+    ),
+    ("link libtorch", Held::Elsewhere), // `only_the_engine_side_links_libtorch`
+    ("keep a lock across a fork", Held::Elsewhere), // tests/python/test_bank.py forks
+    ("be needed by the trainer", Held::Elsewhere), // `the_trainer_needs_no_engine`
+    // Drawing counts a use, and so does the demand board.
+    (
+        "count a use",
+        Held::Without(&[".draw_", ".asked(", ".served(", ".missed("]),
+    ),
+    (
+        "need a network",
+        Held::Without(&[
+            "std::net",
+            "TcpStream",
+            "UdpSocket",
+            "https://",
+            "src=\"//",
+            "@import",
+            "fetch(",
+            "XMLHttpRequest",
+        ]),
+    ),
+    ("hold logic", Held::Elsewhere), // by reading
 ];
 
 /// Rooms that link libtorch: they exist with the feature `engine` only.
-const TORCH_ROOMS: [&str; 6] = ["weights", "nn", "text", "diffusion", "mosaic", "engine"];
+const TORCH_ROOMS: [&str; 7] = [
+    "weights",
+    "nn",
+    "text",
+    "diffusion",
+    "family",
+    "mosaic",
+    "engine",
+];
 
 /// Every file with this ending under `root`, sorted.
 fn files(root: &Path, ending: &str) -> Vec<PathBuf> {
@@ -87,9 +175,13 @@ fn sources() -> Vec<(String, PathBuf, String)> {
         .collect()
 }
 
-/// A source without its comments and without its unit tests (which come last in a file).
+/// A source without its comments and without its unit tests: a module `tests` with a body, which
+/// comes last in a file. (`mod name;` behind the same line is a file of its own.)
 fn code(source: &str) -> String {
-    let source = source.split("#[cfg(test)]\nmod ").next().unwrap_or("");
+    let source = source
+        .split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or("");
     source
         .lines()
         .map(|line| line.split("//").next().unwrap_or(""))
@@ -138,29 +230,193 @@ fn named_rooms(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn rooms_only_know_the_rooms_they_may() {
-    let table: BTreeMap<_, _> = ALLOWED.iter().copied().collect();
-    let mut wrong = Vec::new();
+    let table = table();
+    let shared: BTreeSet<&str> = table
+        .iter()
+        .filter(|row| row.shared)
+        .flat_map(|row| row.rooms.iter().map(String::as_str))
+        .collect();
     let sources = sources();
-    assert!(sources.len() > 3, "no sources found");
+    let mut wrong = Vec::new();
+    let mut used: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (room, path, text) in &sources {
-        let Some(allowed) = table.get(room.as_str()) else {
+        let Some(row) = table.iter().find(|row| row.rooms.contains(room)) else {
             wrong.push(format!(
-                "{}: room {room:?} is not in the table",
+                "{}: room {room:?} is not in the table of src/lib.rs",
                 path.display()
             ));
             continue;
         };
-        for used in named_rooms(text) {
-            let fine = used == *room
-                || allowed.contains(&"*")
-                || SHARED.contains(&used.as_str())
-                || allowed.contains(&used.as_str());
+        for name in named_rooms(text) {
+            let fine = name == *room
+                || shared.contains(name.as_str())
+                || row.uses.as_ref().is_none_or(|uses| uses.contains(&name));
             if !fine {
                 wrong.push(format!(
-                    "{}: {room} may use {allowed:?}, got {used}",
-                    path.display()
+                    "{}: {room} may use {:?}, got {name}",
+                    path.display(),
+                    row.uses
                 ));
             }
+            used.entry(room).or_default().insert(name);
+        }
+    }
+    for row in &table {
+        for room in &row.rooms {
+            if !sources.iter().any(|(name, ..)| name == room) {
+                wrong.push(format!("the table has a room {room:?}, src/ has none"));
+            }
+        }
+        for name in row.uses.iter().flatten() {
+            let is_used =
+                |room: &String| used.get(room.as_str()).is_some_and(|u| u.contains(name));
+            if !row.rooms.iter().any(is_used) {
+                wrong.push(format!("{:?} may use {name} and does not", row.rooms));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_the_table_forbids_is_held() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    for row in table() {
+        for entry in row.must_not {
+            let Some((_, held)) = MUST_NOT.iter().find(|(known, _)| *known == entry) else {
+                wrong.push(format!(
+                    "{:?} must not {entry:?}: say how that is held",
+                    row.rooms
+                ));
+                continue;
+            };
+            let Held::Without(forbidden) = held else {
+                continue;
+            };
+            // A room's pages and scripts, too.
+            let pages = [".html", ".js", ".css"]
+                .into_iter()
+                .flat_map(|e| files(&src, e));
+            let pages = pages.map(|path| {
+                let text = fs::read_to_string(&path).expect("a UTF-8 page");
+                let room = path.parent().and_then(Path::file_name).unwrap_or_default();
+                (room.to_string_lossy().into_owned(), path, text)
+            });
+            for (room, path, text) in sources().into_iter().chain(pages) {
+                if !row.rooms.contains(&room) {
+                    continue;
+                }
+                for word in forbidden.iter().filter(|word| text.contains(**word)) {
+                    wrong.push(format!(
+                        "{}: must not {entry}, has {word:?}",
+                        path.display()
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_trainer_needs_no_engine() {
+    for row in table().iter().filter(|row| row.uses.is_some()) {
+        assert!(
+            !row.uses.iter().flatten().any(|name| name == "engine"),
+            "{:?} may use the engine",
+            row.rooms
+        );
+    }
+}
+
+/// The module of a source, from the crate's root: `bank/create.rs` is `bank`, `create`.
+fn module_of(path: &Path) -> Vec<String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let inside = path
+        .strip_prefix(src)
+        .expect("a path under src")
+        .with_extension("");
+    let parts = inside
+        .components()
+        .map(|c| c.as_os_str().to_string_lossy().into_owned());
+    let mut module: Vec<String> = parts.collect();
+    if module.last().is_some_and(|last| last == "mod") {
+        module.pop();
+    }
+    module
+}
+
+/// The modules that `module` names with `super::` or with its full path, as far as they are known.
+fn named_modules(
+    module: &[String],
+    text: &str,
+    known: &BTreeSet<Vec<String>>,
+) -> BTreeSet<Vec<String>> {
+    let mut found = BTreeSet::new();
+    let mut note = |base: &[String], rest: &str| {
+        let group = rest
+            .strip_prefix('{')
+            .map(|g| g.split(';').next().unwrap_or_default());
+        for part in group.unwrap_or(rest).split(',') {
+            let name: String = part
+                .trim_start()
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '_')
+                .collect();
+            let target = [base, &[name]].concat();
+            if known.contains(&target) && !module.starts_with(&target) {
+                found.insert(target);
+            }
+            if group.is_none() {
+                break;
+            }
+        }
+    };
+    for (at, matched) in text.match_indices("super::") {
+        let before = &text[..at];
+        if before.ends_with("super::") {
+            continue;
+        }
+        let mut rest = &text[at + matched.len()..];
+        let mut up = 1;
+        while let Some(further) = rest.strip_prefix("super::") {
+            rest = further;
+            up += 1;
+        }
+        note(&module[..module.len().saturating_sub(up)], rest);
+    }
+    let own = format!("crate::{}::", module[0]);
+    for (at, matched) in text.match_indices(&own) {
+        note(&module[..1], &text[at + matched.len()..]);
+    }
+    found
+}
+
+#[test]
+fn files_of_a_room_do_not_import_in_circles() {
+    // `mod.rs` has what a room's files share, and names them all: it is left out.
+    let sources: BTreeMap<Vec<String>, String> = sources()
+        .into_iter()
+        .map(|(_, path, text)| (module_of(&path), text))
+        .collect();
+    let known: BTreeSet<Vec<String>> = sources.keys().cloned().collect();
+    let named: BTreeMap<_, _> = sources
+        .iter()
+        .map(|(module, text)| (module, named_modules(module, text, &known)))
+        .collect();
+    let mut wrong = Vec::new();
+    for start in named.keys() {
+        let mut open: Vec<_> = named[*start].iter().collect();
+        let mut seen = BTreeSet::new();
+        while let Some(next) = open.pop() {
+            // Down into a module's own files, and back up to it, is no import.
+            if seen.insert(next) && !start.starts_with(next) {
+                open.extend(&named[next]);
+            }
+        }
+        if seen.contains(start) {
+            wrong.push(format!("{} names itself through others", start.join("::")));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -209,18 +465,46 @@ fn gated_cli_files() -> Vec<PathBuf> {
         .collect()
 }
 
+/// A thread that waits for a lock with the GIL held blocks the thread that it waits for.
 #[test]
-fn the_scheduler_and_the_unet_meet_in_the_denoising_loop_only() {
+fn the_bindings_take_no_lock_but_the_one_that_gives_up_the_gil() {
     for (room, path, text) in sources() {
-        let name = path.to_string_lossy();
-        if room != "mosaic" || name.ends_with("mosaic/denoise.rs") {
+        if room != "python" || path.ends_with("python/mod.rs") {
             continue;
         }
-        assert!(
-            !text.contains(".step("),
-            "{name}: expected scheduler steps in mosaic/denoise.rs only"
-        );
+        for word in ["Mutex", "RwLock", ".lock()", "Condvar"] {
+            assert!(
+                !text.contains(word),
+                "{}: expected python::Exclusive instead of {word}",
+                path.display()
+            );
+        }
     }
+}
+
+#[test]
+fn the_scheduler_and_the_denoiser_meet_in_the_denoising_loop_only() {
+    let mut seen = 0;
+    for (room, path, text) in sources() {
+        let name = path.to_string_lossy();
+        let steps = text.contains(".step(") || text.contains(".scale_model_input(");
+        let predicts = text.contains(".predict(");
+        if name.ends_with("mosaic/denoise.rs") {
+            assert!(steps && predicts, "{name}: expected the loop here");
+            seen += 1;
+        } else if room == "mosaic" || room == "family" || room == "text" {
+            assert!(
+                !steps,
+                "{name}: expected scheduler steps in mosaic/denoise.rs only"
+            );
+        } else if room == "diffusion" {
+            assert!(
+                !(steps && predicts),
+                "{name}: expected schedulers that do not call the denoiser"
+            );
+        }
+    }
+    assert_eq!(seen, 1, "expected one loop");
 }
 
 #[test]
@@ -245,10 +529,35 @@ fn detectron2_is_imported_in_its_own_folder_only() {
 #[test]
 fn the_reader_of_arrows_sees_every_form() {
     let text = code(
-        "use crate::mask::{Mask, rle};\nuse crate::{bank, error::Error, instance::{A, b}};\n\
+        "#[cfg(test)]\nmod other;\nuse crate::mask::{Mask, rle};\nuse crate::{bank, error::Error, instance::{A, b}};\n\
          // use crate::comment::X;\nlet x = crate::text::y(); use crate::Error;\n\
          #[cfg(test)]\nmod tests { use crate::engine::Z; }",
     );
     let rooms: Vec<String> = named_rooms(&text).into_iter().collect();
     assert_eq!(rooms, ["bank", "error", "instance", "mask", "text"]);
+}
+
+#[test]
+fn the_reader_of_imports_sees_every_form() {
+    let path =
+        |text: &str| -> Vec<String> { text.split("::").map(ToOwned::to_owned).collect() };
+    let known = [
+        "bank",
+        "bank::env",
+        "bank::disk",
+        "bank::index",
+        "python::bank::draw",
+    ]
+    .map(path)
+    .into();
+    let text = "use super::{Bank, env::Env, disk};\nuse crate::bank::index::Kind;";
+    let found = named_modules(&path("bank::reader"), text, &known);
+    let expected = ["bank::disk", "bank::env", "bank::index"].map(path).into();
+    assert_eq!(found, expected);
+    let found = named_modules(
+        &path("python::bank::put"),
+        "super::super::bank::draw::x",
+        &known,
+    );
+    assert!(found.is_empty(), "{found:?}");
 }

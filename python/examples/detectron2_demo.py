@@ -12,7 +12,6 @@ import collections
 import importlib.metadata
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ import drawings
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import HookBase
+from folders import new_folder, next_folder
 
 import mosaicbank
 from mosaicbank.detectron2.config import add_mosaic_config
@@ -38,9 +38,6 @@ from mosaicbank.detectron2.trainer import MosaicTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "detectron2" / "demo_mask_rcnn_R_18_FPN.yaml"
-# Marks a folder that a demo made. Only such a folder is ever emptied, and only of these names.
-MARKER = ".mosaicbank-demo"
-_OWN = (MARKER, "bank", "data", "detectron2.log", "saw", "training")
 DATASET = "mosaicbank_demo"
 # Images to keep of each kind of sample.
 _KEPT = {"mosaic": 12, "pasted": 12, "real": 4}
@@ -50,30 +47,6 @@ _RULE = "-" * 78
 def say(text: str = "") -> None:
     """Print and flush."""
     print(text, flush=True)
-
-
-def claim(folder: Path) -> None:
-    """Make ``folder``, or empty it of what an earlier demo left in it.
-
-    Raises:
-        FileExistsError: it holds anything else, or was not made by a demo; nothing is deleted.
-    """
-    found = list(folder.iterdir()) if folder.exists() else []
-    own = any(entry.name == MARKER for entry in found)
-    foreign = sorted(e.name for e in found if not own or e.name not in _OWN or e.is_symlink())
-    if foreign:
-        raise FileExistsError(
-            f"{folder}: expected a new or empty folder, or one that only an earlier demo wrote to; "
-            f"found {', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}\n"
-            "  nothing was deleted; give another folder"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text("Made by detectron2_demo.py, which empties it when run again.\n")
-    for entry in found:
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != MARKER:
-            entry.unlink()
 
 
 def log_to(path: Path) -> None:
@@ -217,7 +190,11 @@ def _listed(counter: collections.Counter[str]) -> str:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--out", type=Path, default=Path("out/demo"), help="output folder")
+    made.add_argument(
+        "--out",
+        type=Path,
+        help="output folder, new or empty [default: out/demo, or out/demo-2, ...]",
+    )
     made.add_argument(
         "--engine-python",
         default="",
@@ -240,11 +217,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the demo; returns 0 if mosaics, pasted instances and an engine were all seen."""
     options = parser().parse_args(argv)
     start = time.monotonic()
-    out = options.out = options.out.resolve()
     try:
-        claim(out)
-    except OSError as error:
-        parser().error(f"--out {error}")
+        out = new_folder(options.out) if options.out else next_folder(Path("out/demo"))
+    except (OSError, ValueError) as error:
+        parser().error(f"--out: {error}")
+    out = options.out = out.resolve()
     saw = out / "saw"
     saw.mkdir()
     bank_path = out / "bank"

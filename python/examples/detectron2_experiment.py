@@ -36,6 +36,7 @@ import drawings
 from detectron2.config import get_cfg
 from detectron2.utils.env import seed_all_rng
 from detectron2_demo import CONFIG, log_to, say, which_detectron2
+from folders import own_folder
 
 from mosaicbank.detectron2.config import add_mosaic_config
 from mosaicbank.detectron2.evaluation import category_ap
@@ -177,8 +178,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run everything and print a table; ``results.json`` grows with every run."""
     options = parser().parse_args(argv)
-    out = options.out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out = options.out = own_folder(options.out.resolve(), "detectron2_experiment.py")
+    except (OSError, ValueError) as error:
+        parser().error(f"--out: {error}")
     log_to(out / "detectron2.log")
     say(which_detectron2())
     data = material(options)

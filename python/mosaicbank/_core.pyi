@@ -103,7 +103,7 @@ def mask_components(
     mask: npt.NDArray[np.uint8],
 ) -> tuple[npt.NDArray[np.uint32], list[tuple[int, _Box]]]: ...
 def mask_aggregate(
-    maps: list[npt.NDArray[np.float32]], height: int, width: int
+    maps: list[npt.NDArray[np.float32]], height: int, width: int, paper: bool
 ) -> npt.NDArray[np.float32]: ...
 def mask_resize_bicubic(
     map: npt.NDArray[np.float32], height: int, width: int
@@ -150,8 +150,22 @@ class Bank:
     def recipe(self) -> str: ...
     @property
     def limits(self) -> dict[str, int]: ...
+    def set_limits(
+        self,
+        *,
+        max_bytes: Optional[int] = None,
+        max_per_category: Optional[int] = None,
+        max_uses: Optional[int] = None,
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Change limits of the bank; those that are not given stay. Limits before and after."""
     def category_index(self, name: str) -> int: ...
     def stock(self) -> dict[str, _Int64]: ...
+    def supply(self) -> npt.NDArray[np.bool_]:
+        """Which categories the bank holds mosaics of, or a running engine draws; bool [C]."""
+
+    def shortfall(self, categories: Optional[Sequence[bool]] = None) -> Optional[str]:
+        """One line about the categories without a supply, None where all have one."""
+
     def stats(self) -> dict[str, int]: ...
     def demand(self) -> dict[str, npt.NDArray[Any]]: ...
     def set_feedback(self, weights: _Float32, size_factors: Optional[_Float32] = None) -> None: ...
@@ -196,6 +210,8 @@ class BankMosaic:
     def classes(self) -> _Int64: ...
     @property
     def scores(self) -> _Float32: ...
+    @property
+    def named_scores(self) -> list[dict[str, float]]: ...
     @property
     def areas(self) -> _Int64: ...
     @property
@@ -414,6 +430,7 @@ class MosaicSampler:
         mix_ratio: float = 0.0,
         image_counts: Optional[_Int64] = None,
         slot_weights: Optional[_Float64] = None,
+        categories: Optional[Sequence[bool]] = None,
         bank: Optional[Bank] = None,
         threshold: float = 0.001,
         seed: int = 0,
@@ -428,6 +445,8 @@ class MosaicSampler:
     def decode(self, index: int) -> tuple[Optional[int], Optional[int], int]: ...
     @property
     def position(self) -> int: ...
+    @property
+    def rarity(self) -> _Float64: ...
     @property
     def num_images(self) -> int: ...
     @property

@@ -36,6 +36,7 @@ class Generator:
         *,
         annotations: str | PathLike[str] | None = None,
         threads: int | None = None,
+        aliases: list[str] | None = None,
     ) -> Generator:
         """Load a model.
 
@@ -47,6 +48,9 @@ class Generator:
             annotations: an LVIS or COCO JSON file whose categories give ids and definitions and
                 are the only ones accepted; the model's own table when not given.
             threads: number of threads that libtorch computes with; as it is when not given.
+            aliases: names, definitions or prompts under which the model draws categories:
+                "category=name", or JSON or TOML files. Without one, a category is drawn under the
+                name that the model was trained on.
 
         Raises:
             FileNotFoundError: a directory or file is missing; pickles do not count.

@@ -14,7 +14,7 @@ from typing import Any, Optional
 import numpy as np
 import numpy.typing as npt
 
-#: The keys of a recipe, in the order of `src/recipe.rs`.
+#: The keys of a recipe, in the order of `src/recipe/mod.rs`.
 RECIPE_KEYS = (
     "height",
     "width",
@@ -29,12 +29,14 @@ RECIPE_KEYS = (
     "definition",
     "negative_prompt",
     "clip_skip",
-    "attention",
-    "threshold",
+    "masks",
     "refine",
-    "filter",
+    "checks",
     "keep",
 )
+
+#: Keys of version 0.1, which are still read (`src/recipe/layers.rs` says as what).
+_OLD_KEYS = ("attention", "threshold", "filter")
 
 
 class Recipe(Mapping[str, Any]):
@@ -61,9 +63,18 @@ class Recipe(Mapping[str, Any]):
             definition: whether the category's definition follows, where one is known.
             negative_prompt: the unconditional prompt.
             clip_skip: layers left out at the end of the text encoder.
-            attention, threshold, refine, filter: from attention to mask (objects); a refine of
-                None leaves the masks unrefined.
+            masks: mask sources, in order of preference: {"kind": "attention", "blocks": ["down",
+                "up"], "levels": [0, 1, 2], "subject": "last", "threshold": "otsu"}.
+            refine: what improves a mask, one after the other: {"kind": "bilateral", ...}; an
+                empty list or None leaves the masks unrefined.
+            checks: what decides which objects are kept: {"kind": "size", "min_area": 0.05, ...}.
             keep: "canvas", "region" or "crop".
+
+            The values that an entry of masks, refine or checks does not give are those of the
+            same kind in the model's recommendation, or the kind's defaults. Instead of a list, a
+            dict by kind changes single values and leaves the other entries:
+            checks={"size": {"min_area": 0.01}}, or with dots,
+            Recipe(**{"checks.size.min_area": 0.01}); a kind of None is removed.
 
     Raises:
         ValueError: a key that is not in this list.
@@ -77,7 +88,7 @@ class Recipe(Mapping[str, Any]):
 
     def __init__(self, **values: Any) -> None:
         for key in values:
-            if key not in RECIPE_KEYS:
+            if key.split(".")[0] not in (*RECIPE_KEYS, *_OLD_KEYS):
                 raise ValueError(f"recipe: expected the keys {', '.join(RECIPE_KEYS)}, got {key!r}")
         text = json.dumps(values)
         object.__setattr__(self, "_json", text)

@@ -176,16 +176,19 @@ def _picture(rgb: npt.ArrayLike) -> "npt.NDArray[np.uint8]":
 
 
 def aggregate_attention(
-    maps: Sequence[npt.ArrayLike], height: int, width: int
+    maps: Sequence[npt.ArrayLike], height: int, width: int, aggregation: str = "float"
 ) -> "npt.NDArray[np.float32]":
     """One map, float32 ``[height, width]`` in 0..1, from mean attention maps of any sizes.
 
     Each map is divided by its maximum and resized (bicubic); the mean over the maps is divided
-    by its maximum (MosaicFusion, arXiv 2309.13042). Raises ``ValueError`` for NaN, infinite or
-    negative values.
+    by its maximum (MosaicFusion, arXiv 2309.13042). With ``"float"`` as torch resizes, in floating
+    point; with ``"paper"`` as the authors' code does it: each map is cut to 8 bits and resized as
+    Pillow does, and so is the result. Raises ``ValueError`` for NaN, infinite or negative values.
     """
+    if aggregation not in ("float", "paper"):
+        raise ValueError(f'aggregation: expected "float" or "paper", got {aggregation!r}')
     arrays = [_floats(m, f"attention map {i}") for i, m in enumerate(maps)]
-    return _core.mask_aggregate(arrays, height, width)
+    return _core.mask_aggregate(arrays, height, width, aggregation == "paper")
 
 
 def resize_bicubic(map: npt.ArrayLike, height: int, width: int) -> "npt.NDArray[np.float32]":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -317,9 +318,8 @@ def export(
 
     ``recipe`` becomes ``mosaicbank.json``: the settings that suit this small model.
     """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".part", dir=folder.parent))
     write_tokenizer(part / "tokenizer", preset.merges)
     for name, module, weights in (
         ("unet", unet, "diffusion_pytorch_model.safetensors"),

@@ -600,17 +600,25 @@ def run_export(args: argparse.Namespace, preset: Preset, device: torch.device) -
         "width": preset.region,
         "steps": args.steps,
         "guidance": args.guidance,
-        "refine": {
-            "sigma_spatial": preset.region / 32,
-            "sigma_luma": 8.0,
-            "sigma_chroma": 8.0,
-            "lambda": 32.0,
-        },
+        "refine": [
+            {
+                "kind": "bilateral",
+                "sigma_spatial": preset.region / 32,
+                "sigma_luma": 8.0,
+                "sigma_chroma": 8.0,
+                "lambda": 32.0,
+            }
+        ],
         # The attention was trained to be the share of each cell that the object covers: the finest
         # level alone has the sharpest outline. A threshold near one half agrees best with known
         # outlines, a lower one with another segmenter: one that reaches both goals of `judge.py`.
-        "attention": {"levels": list(range(MASK_LEVELS))},
-        "threshold": {"fixed": 0.35},
+        "masks": [
+            {
+                "kind": "attention",
+                "levels": list(range(MASK_LEVELS)),
+                "threshold": {"fixed": 0.35},
+            }
+        ],
     }
     recipe = {"recipe": recommended, "samples_seen": seen}
     export(args.to, preset, vae, unet, text_encoder, recipe)

@@ -26,12 +26,12 @@
 //! a SIGBUS. Counters are relaxed atomics: trainers add, engines read, nobody locks.
 
 use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::disk::{allocate, may_have_holes, write_beside};
 use crate::error::{Error, Result};
 
 /// Name of the board's file in the bank directory.
@@ -204,6 +204,10 @@ impl DemandBoard {
             .write(true)
             .open(&path)
             .map_err(io)?;
+        let len = file_bytes(categories) as u64;
+        if may_have_holes(&file.metadata().map_err(io)?, len) {
+            allocate(&file, 0, len).map_err(io)?;
+        }
         let map = MmapOptions::new()
             .len(file_bytes(categories))
             .map_raw(&file)
@@ -339,24 +343,4 @@ impl DemandBoard {
     pub fn flush(&self) -> Result<()> {
         self.map.flush_async().map_err(|e| Error::io(&self.path, e))
     }
-}
-
-/// Writes `bytes` to a temporary file beside `path`, syncs it, and renames it into place.
-pub(super) fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io(dir, e))?;
-    file.write_all(bytes)
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(|e| Error::io(path, e))?;
-    share(file.path(), dir);
-    file.persist(path).map_err(|e| Error::io(path, e.error))?;
-    Ok(())
-}
-
-/// Lets everyone use a file who may use its directory: temporary files and LMDB's are private to
-/// their owner, but trainers and engines may run as different users.
-pub(super) fn share(file: &Path, dir: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(dir).map_or(0o644, |m| m.permissions().mode() & 0o666);
-    let _ = std::fs::set_permissions(file, PermissionsExt::from_mode(mode));
 }

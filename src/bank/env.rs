@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, RoTxn, WithoutTls}
 use memmap2::Mmap;
 use parking_lot::Mutex;
 
+use super::disk::{FileId, allocate, may_have_holes, share};
 use super::lmdb_pages::{self, Meta, Trees};
 use crate::error::{Error, Result};
 
@@ -79,6 +80,7 @@ pub(super) struct OpenEnv {
     /// The data file for reading; as long as the file was at last look.
     map: Mutex<Arc<Mmap>>,
     file: File,
+    id: FileId,
     /// Whether write transactions are possible.
     pub writable: bool,
     dir: PathBuf,
@@ -118,6 +120,7 @@ impl OpenEnv {
         for _ in 0..1000 {
             let id = txn.id();
             let map = self.map.lock().clone();
+            self.check_length(&map)?;
             let found = lmdb_pages::meta_of(&map, id as u64);
             let probe = self.begin()?;
             if probe.id() != id {
@@ -158,6 +161,18 @@ impl OpenEnv {
             .clear_stale_readers()
             .map(|_| ())
             .map_err(|e| self.error("clearing readers that died", e))
+    }
+
+    /// Refuses a file that was cut under us; reading on would be a SIGBUS. (LMDB never shortens
+    /// it. A cut while we read still is one.)
+    fn check_length(&self, map: &Mmap) -> Result<()> {
+        let io = |e| Error::io(self.dir.join(DATA_FILE), e);
+        let len = self.file.metadata().map_err(io)?.len();
+        if len < map.len() as u64 {
+            let cut = format!("a file that was cut from {} to {len} bytes", map.len());
+            return Err(self.damaged(cut));
+        }
+        Ok(())
     }
 
     /// The mapping, renewed when the commit has pages behind its end.
@@ -202,7 +217,16 @@ impl OpenEnv {
             });
         }
         self.check()?;
-        let tables = open_tables(&self.env).map_err(|e| self.error("opening the tables", e))?;
+        let tables = match open_tables(&self.env) {
+            // A bank of version 0.1 whose creation was interrupted: finish it.
+            Err(heed::Error::Mdb(MdbError::NotFound))
+                if self.snapshot(|_, meta| Ok(meta.main.entries == 0))? =>
+            {
+                create_tables(&self.env)
+            }
+            other => other,
+        }
+        .map_err(|e| self.error("opening the tables", e))?;
         Ok(self.tables.get_or_init(|| tables))
     }
 
@@ -258,6 +282,9 @@ fn disk_is_full(dir: &Path) -> bool {
 
 struct Entry {
     pid: u32,
+    /// Tells the banks that were in one directory one after another: the file of a new one may get
+    /// the inode of one that was removed and closed.
+    generation: u64,
     env: Arc<OpenEnv>,
     users: usize,
 }
@@ -276,6 +303,7 @@ static REGISTRY: Registry = Registry {
     map: UnsafeCell::new(None),
 };
 static AT_FORK: Once = Once::new();
+static GENERATIONS: AtomicU64 = AtomicU64::new(0);
 
 impl Registry {
     fn acquire(&self) {
@@ -342,35 +370,77 @@ unsafe fn close(entry: &Entry) {
 #[derive(Debug)]
 pub(super) struct EnvUser {
     dir: PathBuf,
+    id: FileId,
+    generation: u64,
 }
 
 impl EnvUser {
     /// Registers a user of the bank in `dir` and opens its environment.
     ///
     /// # Errors
-    /// See [`open_env`].
+    /// [`Error::NotFound`] without a data file, [`Error::Format`] when it is damaged,
+    /// [`Error::Io`] when it or the lock file cannot be opened, or the disk has no room for the
+    /// lock file.
     pub fn new(dir: &Path) -> Result<Self> {
+        Self::register(dir, false)
+    }
+
+    fn register(dir: &Path, fresh: bool) -> Result<Self> {
         let dir = dir.canonicalize().map_err(|e| Error::io(dir, e))?;
         REGISTRY.with(|map| {
-            let entry = current(map, &dir)?;
+            close_replaced(map, &dir)?;
+            let entry = current(map, &dir, fresh)?;
             entry.users += 1;
-            Ok(Self { dir: dir.clone() })
+            let (id, generation) = (entry.env.id, entry.generation);
+            Ok(Self {
+                dir,
+                id,
+                generation,
+            })
         })
     }
 
     /// The environment of this process, reopened when the process is a new one.
     ///
     /// # Errors
-    /// See [`open_env`].
+    /// As [`EnvUser::new`]; [`Error::NotFound`] or [`Error::Format`] when the bank was removed or
+    /// replaced since.
     pub fn get(&self) -> Result<Arc<OpenEnv>> {
-        REGISTRY.with(|map| Ok(current(map, &self.dir)?.env.clone()))
+        let data = self.dir.join(DATA_FILE);
+        let replaced = || {
+            let found = "another one (the directory was replaced); open the bank again";
+            Err(Error::format(&data, "the file that was opened", found))
+        };
+        match std::fs::metadata(&data) {
+            Ok(found) if FileId::of(&found) == self.id => {}
+            Ok(_) => return replaced(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::NotFound {
+                    what: "the bank's records".into(),
+                    path: data,
+                    hint: " (removed since the bank was opened)".into(),
+                });
+            }
+            Err(e) => return Err(Error::io(data, e)),
+        }
+        REGISTRY.with(|map| {
+            if map.get(&self.dir).map(|e| e.generation) != Some(self.generation) {
+                return replaced();
+            }
+            let entry = current(map, &self.dir, false)?;
+            if entry.generation != self.generation {
+                return replaced();
+            }
+            Ok(entry.env.clone())
+        })
     }
 }
 
 impl Drop for EnvUser {
     fn drop(&mut self) {
         REGISTRY.with(|map| {
-            let Some(entry) = map.get_mut(&self.dir) else {
+            let own = |entry: &&mut Entry| entry.generation == self.generation;
+            let Some(entry) = map.get_mut(&self.dir).filter(own) else {
                 return;
             };
             entry.users = entry.users.saturating_sub(1);
@@ -384,20 +454,57 @@ impl Drop for EnvUser {
     }
 }
 
+/// Closes the environment of a bank that was removed: its path is wanted for another.
+fn close_replaced(map: &mut HashMap<PathBuf, Entry>, dir: &Path) -> Result<()> {
+    let Some(entry) = map.get(dir).filter(|e| e.pid == std::process::id()) else {
+        return Ok(());
+    };
+    if std::fs::metadata(dir.join(DATA_FILE)).is_ok_and(|m| FileId::of(&m) == entry.env.id) {
+        return Ok(());
+    }
+    // Operations hold the environment while they run, and take it under the lock that we hold.
+    if Arc::strong_count(&entry.env) > 1 {
+        return Err(Error::backend(
+            format!("opening the bank {}", dir.display()),
+            "another thread still uses the bank that was here before",
+        ));
+    }
+    if let Some(entry) = map.remove(dir) {
+        // SAFETY: nobody uses it, and its users find another one here from now on.
+        unsafe { close(&entry) };
+    }
+    Ok(())
+}
+
 /// The entry of `dir` for this process.
-fn current<'m>(map: &'m mut HashMap<PathBuf, Entry>, dir: &Path) -> Result<&'m mut Entry> {
+fn current<'m>(
+    map: &'m mut HashMap<PathBuf, Entry>,
+    dir: &Path,
+    fresh: bool,
+) -> Result<&'m mut Entry> {
     let pid = std::process::id();
-    let mut users = 0;
+    let mut before = None;
     if map.get(dir).is_some_and(|e| e.pid != pid)
         && let Some(old) = map.remove(dir)
     {
-        users = old.users;
+        before = Some((old.env.id, old.generation, old.users));
         // SAFETY: opened by another process, whose threads are not here.
         unsafe { close(&old) };
     }
     if !map.contains_key(dir) {
-        let env = Arc::new(open_env(dir)?);
-        map.insert(dir.to_path_buf(), Entry { pid, env, users });
+        let env = Arc::new(open_env(dir, fresh)?);
+        // Users of a bank that was replaced are not users of this one.
+        let (generation, users) = match before {
+            Some((id, generation, users)) if id == env.id => (generation, users),
+            _ => (GENERATIONS.fetch_add(1, Ordering::Relaxed), 0),
+        };
+        let entry = Entry {
+            pid,
+            generation,
+            env,
+            users,
+        };
+        map.insert(dir.to_path_buf(), entry);
     }
     map.get_mut(dir)
         .ok_or_else(|| Error::backend("bank", "the table of environments lost an entry"))
@@ -408,59 +515,101 @@ fn current<'m>(map: &'m mut HashMap<PathBuf, Entry>, dir: &Path) -> Result<&'m m
 /// # Errors
 /// [`Error::Io`] when the directory cannot be written.
 pub(super) fn create_env(dir: &Path) -> Result<()> {
-    drop(EnvUser::new(dir)?);
-    super::board::share(&dir.join(DATA_FILE), dir);
+    drop(EnvUser::register(dir, true)?);
+    share(&dir.join(DATA_FILE), dir);
     Ok(())
 }
 
-/// Makes a lock file, where there is none, with real blocks, so that a full disk can never turn
-/// a write to its mapping into a SIGBUS. It appears whole or not at all: another process may
-/// open the bank at the same moment.
-fn preallocate_lock(dir: &Path) -> Result<()> {
-    use std::io::Write;
+/// Gives the lock file real blocks, so that a full disk never turns a write to its mapping into a
+/// SIGBUS. A new one appears whole or not at all: another process may open the bank at the same
+/// moment.
+fn allocate_lock(dir: &Path) -> Result<()> {
     let path = dir.join(LOCK_FILE);
-    if path.exists() {
-        return Ok(());
-    }
-    let io = |e| Error::io(&path, e);
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
-    file.write_all(&vec![0u8; LOCK_BYTES as usize])
-        .map_err(io)?;
-    super::board::share(file.path(), dir);
-    match file.persist_noclobber(&path) {
-        Err(e) if e.error.kind() != std::io::ErrorKind::AlreadyExists => Err(io(e.error)),
-        _ => Ok(()),
+    let io = |e| Error::io(dir.join(LOCK_FILE), e);
+    match std::fs::metadata(&path) {
+        Ok(found) if found.len() >= LOCK_BYTES && !may_have_holes(&found, found.len()) => {
+            Ok(())
+        }
+        Ok(found) => {
+            // LMDB is not open on it in this process: closing the file releases none of its locks.
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(io)?;
+            // Who has mapped a shorter file must not see slots beyond its end.
+            let len = if is_locked(&file) {
+                found.len()
+            } else {
+                found.len().max(LOCK_BYTES)
+            };
+            allocate(&file, 0, len).map_err(io)
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
+            allocate(file.as_file(), 0, LOCK_BYTES).map_err(io)?;
+            share(file.path(), dir);
+            match file.persist_noclobber(&path) {
+                Err(e) if e.error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    Err(io(e.error))
+                }
+                _ => Ok(()),
+            }
+        }
+        Err(e) => Err(io(e)),
     }
 }
 
-/// Opens the environment: read-write where the file system lets us, else read-only.
-fn open_env(dir: &Path) -> Result<OpenEnv> {
-    let data = dir.join(DATA_FILE);
-    let fresh = match std::fs::metadata(&data) {
-        Ok(_) => {
-            super::lmdb_pages::check_header(&data)?;
-            false
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,
-        Err(e) => return Err(Error::io(&data, e)),
+/// Whether another process has this lock file open: LMDB locks its first byte.
+fn is_locked(file: &File) -> bool {
+    use std::os::fd::AsRawFd;
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 1,
+        l_pid: 0,
     };
-    if let Err(e) = preallocate_lock(dir) {
-        // A read-only bank does without; anything else shows when LMDB opens it.
-        tracing::debug!("no lock file made: {e}");
+    // SAFETY: only asks; the structure lives as long as the call.
+    let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLK, &mut lock) };
+    asked != 0 || lock.l_type != libc::F_UNLCK as libc::c_short
+}
+
+/// Whether the system does not let us write, now or ever.
+fn forbids_writing(e: &std::io::Error) -> bool {
+    matches!(
+        e.raw_os_error(),
+        Some(libc::EROFS | libc::EACCES | libc::EPERM)
+    )
+}
+
+/// Opens the environment: read-write where the file system lets us, else read-only.
+fn open_env(dir: &Path, fresh: bool) -> Result<OpenEnv> {
+    if !fresh {
+        lmdb_pages::check_header(&dir.join(DATA_FILE))?;
+    }
+    match allocate_lock(dir) {
+        // LMDB does without where the file system is read-only, and says below where it does not.
+        Err(Error::Io { source, .. }) if forbids_writing(&source) => {}
+        other => other?,
     }
     match open_sized(dir, false, fresh) {
-        Err(heed::Error::Io(e))
-            if !fresh
-                && matches!(
-                    e.raw_os_error(),
-                    Some(libc::EROFS | libc::EACCES | libc::EPERM)
-                ) =>
-        {
-            open_sized(dir, true, fresh)
-        }
+        Err(heed::Error::Io(e)) if !fresh && forbids_writing(&e) => open_sized(dir, true, fresh),
         other => other,
     }
-    .map_err(|e| lmdb_error(dir, "opening the bank", e))
+    .map_err(|e| match e {
+        heed::Error::Io(e) if !fresh && forbids_writing(&e) => Error::Io {
+            path: dir.join(LOCK_FILE),
+            source: std::io::Error::new(
+                e.kind(),
+                format!(
+                    "{e}: readers of a bank register in this file, so its users must be allowed \
+                     to write it\nhint: `chmod a+rw` it, or copy the bank"
+                ),
+            ),
+        },
+        e => lmdb_error(dir, "opening the bank", e),
+    })
 }
 
 fn open_sized(dir: &Path, read_only: bool, fresh: bool) -> Result<OpenEnv, heed::Error> {
@@ -493,6 +642,7 @@ fn open_sized(dir: &Path, read_only: bool, fresh: bool) -> Result<OpenEnv, heed:
             env: ManuallyDrop::new(env),
             tables,
             map: Mutex::new(Arc::new(map_file(&file)?)),
+            id: FileId::of(&file.metadata()?),
             file,
             writable: !read_only,
             dir: dir.to_path_buf(),

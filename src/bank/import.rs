@@ -1,17 +1,15 @@
 //! Instances from elsewhere: labelled images, and pools of RGBA crops (X-Paste, DiverGen).
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use image::{ImageReader, Limits};
 
 use super::codec;
 use super::format::{CROP_MARGIN, FOREGROUND, InstanceRecord, crop};
-use super::index::RecordId;
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
-use crate::instance::Provenance;
 use crate::mask::{BinaryMask, Rle, components};
+use crate::record::{Provenance, Scores, identity};
 
 /// The class of a new instance.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +71,7 @@ pub fn instance_of(
         .collect();
     let outer = grown(bbox, CROP_MARGIN, size);
     let (image, alpha) = (crop(image, size, outer, 3), crop(&alpha, size, outer, 1));
-    let id: RecordId = InstanceRecord::id_of_pixels(class.name, outer.size(), &image, &alpha);
+    let id = identity::pixels(class.name, outer.size(), &image, &alpha);
     Ok(InstanceRecord {
         id,
         category: class.index,
@@ -84,15 +82,10 @@ pub fn instance_of(
         bbox,
         canvas: size,
         score,
-        scores: BTreeMap::new(),
+        scores: Scores::new(),
         provenance: Provenance {
             model: source,
-            weights: String::new(),
-            prompt: String::new(),
-            seed: 0,
-            recipe: String::new(),
-            mosaic: String::new(),
-            region: 0,
+            ..Provenance::default()
         },
     })
 }

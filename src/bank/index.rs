@@ -1,36 +1,7 @@
 //! Keys and small values of the bank's tables. Integers in keys are big endian (they sort),
 //! in values little endian.
 
-use crate::error::{Error, Result};
-
-/// Id of a mosaic or an instance: 16 bytes of SHA-256.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RecordId(pub [u8; 16]);
-
-impl std::fmt::Display for RecordId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
-    }
-}
-
-impl std::str::FromStr for RecordId {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let bad = || Error::value("record id", "32 hexadecimal digits", format!("{text:?}"));
-        if text.len() != 32 || !text.is_ascii() {
-            return Err(bad());
-        }
-        let mut id = [0; 16];
-        for (i, byte) in id.iter_mut().enumerate() {
-            *byte = text
-                .get(2 * i..2 * i + 2)
-                .and_then(|d| u8::from_str_radix(d, 16).ok())
-                .ok_or_else(bad)?;
-        }
-        Ok(Self(id))
-    }
-}
+use crate::record::RecordId;
 
 /// The two kinds of record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

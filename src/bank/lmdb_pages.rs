@@ -112,6 +112,26 @@ pub(super) fn newest_meta(map: &[u8]) -> Result<Meta, Damage> {
     Ok(if b.txn > a.txn { b } else { a })
 }
 
+/// Whether a file is that of a new environment, or the beginning of one that was never finished: no
+/// table but `tables`, and no entry in them.
+pub(super) fn holds_nothing(map: &[u8], tables: &[&str]) -> bool {
+    let Ok(newest) = newest_meta(map) else {
+        // LMDB writes both meta pages at once; before that there is nothing.
+        let begun = meta(map).is_ok_and(|m| map.len() < 2 * m.page_size);
+        return begun || (map.len() < 4096 && map.iter().all(|b| *b == 0));
+    };
+    let trees = Trees::new(map, &newest);
+    let mut known = 0;
+    for name in tables {
+        match trees.table(name) {
+            Ok(Some(root)) if root.entries == 0 => known += 1,
+            Ok(None) => {}
+            _ => return false,
+        }
+    }
+    newest.main.entries == known
+}
+
 /// Checks that a file starts as an LMDB file does, before LMDB may open it.
 ///
 /// # Errors

@@ -18,15 +18,19 @@
 
 pub mod board;
 pub mod codec;
+mod create;
+mod disk;
 mod env;
+pub mod export;
 pub mod format;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod import;
 mod index;
+mod limits;
 mod lmdb_pages;
 mod reader;
-pub mod trace;
+mod table;
 pub mod uses;
 mod verify;
 mod writer;
@@ -40,14 +44,22 @@ use sha2::{Digest, Sha256};
 
 pub use board::{Demand, DemandBoard};
 pub use codec::Codec;
-pub use format::{InstanceRecord, MosaicInstance, MosaicRecord, Region};
-pub use index::{Kind, RecordId};
+pub use format::{InstanceRecord, MosaicRecord};
+pub use index::Kind;
+pub use limits::{LimitChanges, Limits};
 pub use reader::{Choice, Drawn, Stock};
 pub use uses::UseCounts;
 pub use verify::{BadRecord, VerifyReport};
 pub use writer::PutReport;
 
+pub use crate::record::RecordId;
+
 use crate::error::{Error, Result};
+
+/// A region of a bank's mosaic.
+pub type Region = crate::record::Region<u32>;
+/// An instance of a bank's mosaic.
+pub type MosaicInstance = crate::record::Instance<u32>;
 
 /// Name of the human-readable file of a bank.
 pub const INFO_FILE: &str = "bank.toml";
@@ -72,28 +84,6 @@ pub struct Category {
     pub image_count: Option<u64>,
 }
 
-/// What keeps a bank from growing for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Most bytes of records; 0 is unlimited.
-    pub max_bytes: u64,
-    /// Most mosaics and most instances listed per category; 0 is unlimited.
-    pub max_per_category: u64,
-    /// A record that was used this often is retired; 0 is never.
-    pub max_uses: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_bytes: 64 << 30,
-            max_per_category: 1000,
-            max_uses: 0,
-        }
-    }
-}
-
 /// What `bank.toml` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BankInfo {
@@ -110,7 +100,7 @@ pub struct BankInfo {
     /// The recipe, as text, for people; empty when there is none.
     #[serde(default)]
     pub recipe: String,
-    /// The limits.
+    /// The limits that it had when it was read; see [`Bank::limits`].
     #[serde(default)]
     pub limits: Limits,
     /// The category table, sorted by id.
@@ -157,7 +147,11 @@ impl BankInfo {
                 ));
             }
             last = Some(c.id);
+            if let Some(images) = c.image_count {
+                limits::fits(&format!("category {:?}: image_count", c.name), images)?;
+            }
         }
+        self.limits.validate()?;
         if self.categories.is_empty() {
             return Err(Error::value("categories", "at least one", "none"));
         }
@@ -218,7 +212,7 @@ impl BankInfo {
 
     fn write(&self, dir: &Path) -> Result<()> {
         let text = toml::to_string(self).map_err(|e| Error::backend("writing bank.toml", e))?;
-        board::write_beside(&dir.join(INFO_FILE), text.as_bytes())
+        disk::write_beside(&dir.join(INFO_FILE), text.as_bytes())
     }
 }
 
@@ -227,6 +221,7 @@ impl BankInfo {
 pub struct Bank {
     dir: PathBuf,
     info: BankInfo,
+    limits: limits::LiveLimits,
     env: env::EnvUser,
     board: Option<DemandBoard>,
     uses: Option<UseCounts>,
@@ -236,26 +231,35 @@ pub struct Bank {
 }
 
 impl Bank {
-    /// Makes a bank in `dir` (which may exist, but not hold a bank) and opens it.
+    /// Makes a bank in `dir`, which may be new, empty, or hold what an interrupted creation left,
+    /// and opens it. An interruption at any moment leaves no bank or a whole one.
     ///
     /// # Errors
-    /// [`Error::Value`] when there is a bank already, [`Error::Io`] when it cannot be written.
+    /// [`Error::Value`] when there is a bank already or the directory holds something else (nothing
+    /// is changed then), [`Error::Io`] when it cannot be written.
     pub fn create(dir: &Path, info: BankInfo) -> Result<Self> {
         info.validate()?;
-        if dir.join(INFO_FILE).exists() {
+        if !create::create(dir, &info)? {
             return Err(Error::value(
                 "bank directory",
                 "a directory without a bank",
                 format!("{} (it has {INFO_FILE}; open it instead)", dir.display()),
             ));
         }
-        let io = |e| Error::io(dir, e);
-        std::fs::create_dir_all(dir.join("feedback")).map_err(io)?;
-        env::create_env(dir)?;
-        board::rebuild(dir, info.categories.len(), info.table_hash())?;
-        drop(UseCounts::open(dir)?);
-        // Last, so that a directory with this file is a whole bank.
-        info.write(dir)?;
+        Self::open(dir)
+    }
+
+    /// Opens the bank in `dir`; makes it, with what `info` returns, where there is none. Of several
+    /// processes at once one makes it and the others open it.
+    ///
+    /// # Errors
+    /// As [`Bank::create`] and [`Bank::open`], and what `info` returns.
+    pub fn open_or_create(dir: &Path, info: impl FnOnce() -> Result<BankInfo>) -> Result<Self> {
+        if !dir.join(INFO_FILE).exists() {
+            let info = info()?;
+            info.validate()?;
+            create::create(dir, &info)?;
+        }
         Self::open(dir)
     }
 
@@ -270,7 +274,7 @@ impl Bank {
         }
         let folder = self.dir.join(RECIPES);
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        board::write_beside(&path, json.as_bytes())
+        disk::write_beside(&path, json.as_bytes())
     }
 
     /// The text of the recipe with this hash.
@@ -363,6 +367,7 @@ impl Bank {
             })?;
         Ok(Self {
             dir: dir.canonicalize().map_err(|e| Error::io(dir, e))?,
+            limits: limits::LiveLimits::new(info.limits),
             info,
             env: user,
             board,
@@ -399,7 +404,7 @@ impl Bank {
             .info
             .categories
             .iter()
-            .map(|c| (distance(name, &c.name), &c.name))
+            .map(|c| (strsim::levenshtein(name, &c.name), &c.name))
             .min()
             .filter(|(d, _)| *d <= name.len() / 3 + 1);
         Err(Error::UnknownCategory {
@@ -433,33 +438,4 @@ impl Bank {
         self.skipped.fetch_add(1, Ordering::Relaxed);
         tracing::warn!("skipping a damaged page: {why}");
     }
-
-    /// Changes the limits of the bank.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when `bank.toml` cannot be written.
-    pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
-        self.info.limits = limits;
-        self.info.write(&self.dir)
-    }
-}
-
-/// Edit distance, for hints.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (y, cell) in b.iter().zip(row.iter_mut().skip(1)) {
-            let up = *cell;
-            left = (up + 1).min(left + 1).min(diagonal + usize::from(x != *y));
-            diagonal = up;
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::format::{InstanceRecord, MosaicRecord, Region};
-use super::index::{self, Entry, Kind, Place, RecordId, Totals};
+use super::format::{InstanceRecord, MosaicRecord};
+use super::index::{self, Entry, Kind, Place, Totals};
 use super::lmdb_pages::{Root, Trees};
-use super::{Bank, env};
+use super::{Bank, RecordId, Region, env};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::rng::below;
@@ -166,7 +166,7 @@ impl Bank {
     }
 
     fn retired(&self, slot: u32) -> bool {
-        let max = self.info.limits.max_uses;
+        let max = self.limits().max_uses;
         max > 0 && self.uses_of(slot) >= max
     }
 

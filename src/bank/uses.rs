@@ -7,12 +7,12 @@
 //! disk that would be a SIGBUS). Lost counts (a power cut) cost nothing but freshness.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::disk::{allocate, may_have_holes, share};
 use crate::error::{Error, Result};
 
 /// Name of the file in the bank directory.
@@ -40,7 +40,7 @@ impl UseCounts {
     /// [`Error::Io`] when it cannot be made, opened or mapped.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(USES_FILE);
-        let io = |e| Error::io(&path, e);
+        let io = |e| Error::io(dir.join(USES_FILE), e);
         if !valid(&path) {
             create(dir, &path)?;
         }
@@ -53,7 +53,13 @@ impl UseCounts {
             .len(FILE_BYTES)
             .map_raw(&file)
             .map_err(io)?;
-        Ok(Self { map, file, path })
+        let counts = Self { map, file, path };
+        // Below the header's number no slot may lie in a hole.
+        let len = bytes_of(counts.allocated().load(Ordering::Acquire).min(CAPACITY));
+        if may_have_holes(&counts.file.metadata().map_err(io)?, len) {
+            allocate(&counts.file, 0, len).map_err(io)?;
+        }
+        Ok(counts)
     }
 
     fn allocated(&self) -> &AtomicU32 {
@@ -104,21 +110,16 @@ impl UseCounts {
             return Ok(());
         }
         let end = end.next_multiple_of(BLOCK).min(CAPACITY);
-        let (from, to) = (HEADER + 4 * have as usize, HEADER + 4 * end as usize);
+        let (from, to) = (bytes_of(have), bytes_of(end));
         allocate(&self.file, from, to - from).map_err(|e| Error::io(&self.path, e))?;
         self.allocated().fetch_max(end, Ordering::AcqRel);
         Ok(())
     }
 }
 
-fn allocate(file: &File, from: usize, len: usize) -> std::io::Result<()> {
-    // SAFETY: a plain system call on our descriptor.
-    match unsafe {
-        libc::posix_fallocate(file.as_raw_fd(), from as libc::off_t, len as libc::off_t)
-    } {
-        0 => Ok(()),
-        errno => Err(std::io::Error::from_raw_os_error(errno)),
-    }
+/// Length of a file whose first `slots` slots can be counted.
+fn bytes_of(slots: u32) -> u64 {
+    HEADER as u64 + 4 * u64::from(slots)
 }
 
 fn valid(path: &Path) -> bool {
@@ -141,7 +142,7 @@ fn create(dir: &Path, path: &Path) -> Result<()> {
     let io = |e| Error::io(path, e);
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
     file.as_file().set_len(FILE_BYTES as u64).map_err(io)?;
-    allocate(file.as_file(), 0, HEADER + 4 * BLOCK as usize).map_err(io)?;
+    allocate(file.as_file(), 0, bytes_of(BLOCK)).map_err(io)?;
     let mut header = [0u8; HEADER];
     let fields = MAGIC.iter().copied().chain(BLOCK.to_le_bytes());
     header
@@ -150,7 +151,7 @@ fn create(dir: &Path, path: &Path) -> Result<()> {
         .for_each(|(to, from)| *to = from);
     file.write_all(&header).map_err(io)?;
     file.as_file().sync_all().map_err(io)?;
-    super::board::share(file.path(), dir);
+    share(file.path(), dir);
     file.persist(path).map_err(|e| io(e.error))?;
     Ok(())
 }

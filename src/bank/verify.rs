@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::env::TABLE_NAMES;
 use super::format::{InstanceRecord, MosaicRecord};
-use super::index::{self, Entry, Kind, Place, RecordId};
+use super::index::{self, Entry, Kind, Place};
 use super::reader::table_of;
-use super::{Bank, PutReport};
+use super::{Bank, PutReport, RecordId};
 use crate::error::Result;
 
 /// A record that failed its checks.
@@ -60,6 +61,13 @@ impl Bank {
             Err(e) => report.problems.push(e.to_string()),
         }
         env.read(|trees, txn| {
+            for name in TABLE_NAMES {
+                if matches!(trees.table(name), Ok(None)) {
+                    report
+                        .problems
+                        .push(format!("the table {name:?} is missing"));
+                }
+            }
             let stock = self.stock_of(trees, txn).unwrap_or_default();
             let total = stock.total_mosaics + stock.total_instances;
             let mut done = 0;

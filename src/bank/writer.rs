@@ -6,8 +6,8 @@ use heed::RwTxn;
 
 use super::env::{OpenEnv, Tables};
 use super::format::{InstanceRecord, MosaicRecord};
-use super::index::{self, Entry, Kind, NEXT_SLOT_KEY, Place, RecordId, Totals};
-use super::{Bank, format};
+use super::index::{self, Entry, Kind, NEXT_SLOT_KEY, Place, Totals};
+use super::{Bank, RecordId, format};
 use crate::error::{Error, Result};
 
 /// LMDB's page, and the size up to which a value stays inside one.
@@ -49,7 +49,7 @@ struct NewRecord {
 
 impl NewRecord {
     fn mosaic(bank: &Bank, m: &MosaicRecord) -> Result<Self> {
-        m.validate(bank.info.categories.len())?;
+        m.validate_in(bank.info.categories.len())?;
         Ok(Self {
             kind: Kind::Mosaic,
             id: m.id,
@@ -136,12 +136,12 @@ impl Bank {
         self.put(records)
     }
 
-    /// Removes every record that was used `max_uses` times.
+    /// Removes every record that was used `max_uses` times, as `bank.toml` says now.
     ///
     /// # Errors
-    /// [`Error::Io`] when the disk is full or the bank read-only.
+    /// [`Error::Io`] when the disk is full or the bank read-only; those of [`Bank::read_limits`].
     pub fn retire(&self) -> Result<u64> {
-        let max = self.info.limits.max_uses;
+        let max = self.read_limits()?.max_uses;
         if max == 0 {
             return Ok(0);
         }
@@ -560,7 +560,7 @@ impl Writing<'_> {
 
     /// Brings the bank within its limits: most used first, then the lowest score.
     fn evict(&mut self, touched: &BTreeSet<(u8, u32)>) -> Result<u64> {
-        let limits = self.bank.info.limits;
+        let limits = self.bank.limits();
         let mut evicted = 0;
         if limits.max_per_category > 0 {
             for &(kind, category) in touched {

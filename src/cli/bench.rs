@@ -14,8 +14,9 @@ use crate::bank::{Bank, Choice};
 use crate::dataset::write_beside;
 use crate::engine::backend::{Backend, ModelBackend, Order};
 use crate::engine::plan::{Batch, REGION_COUNTS};
+use crate::engine::planner::{Next, Outlook, Planner, Report};
 use crate::engine::seeds::Seeds;
-use crate::engine::worker::{Next, Outlook, Planner, Report, run as run_loop};
+use crate::engine::worker::run as run_loop;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mosaic::Progress;
@@ -67,6 +68,7 @@ pub(super) struct BenchArgs {
 pub(super) fn run(args: &BenchArgs, context: &Context) -> Result<()> {
     let seconds = Duration::try_from_secs_f64(args.seconds)
         .map_err(|_| Error::value("--seconds", "a number of at least 0", args.seconds))?;
+    crate::dataset::own_folder(&args.out, "bench", false)?;
     let dir = args.out.join("bank");
     let work = Work::start(&args.make, context, &dir, "bench")?;
     work.run(|load_backend, work| {

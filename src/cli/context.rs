@@ -1,5 +1,6 @@
 //! What all subcommands share: the package's directory, Ctrl-C, logging.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,6 +64,8 @@ pub(super) fn start_logging() {
             .with_writer(std::io::stderr)
             .with_ansi(terminal)
             .with_target(false)
+            // It would print them to standard error, and panic when that cannot be written.
+            .log_internal_errors(false)
             .try_init();
     });
 }
@@ -82,7 +85,8 @@ pub(super) fn catch_stop() -> Result<()> {
             }
             std::thread::spawn(|| {
                 std::thread::sleep(PATIENCE);
-                eprintln!("mosaicbank: stopped");
+                // Unlike `eprintln!` this does not panic when nothing can be written.
+                let _ = writeln!(std::io::stderr(), "mosaicbank: stopped");
                 end_now();
             });
         })

@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 
 use super::context::{Context, catch_stop, check_stop};
 use super::generate::recipe_values;
+use super::limits::LimitArgs;
 use crate::bank::{Bank, INFO_FILE, Limits};
-use crate::dataset::CategoryTable;
+use crate::dataset::{Aliases, CategoryTable, Vocabulary};
 use crate::engine::backend::{ModelBackend, bank_info, prompt_table};
 use crate::engine::control::{Control, when_process_ends};
 use crate::engine::demand;
@@ -23,8 +24,6 @@ use crate::status::StatusWriter;
 /// Mosaics made at once where nobody says otherwise: a GPU wants more work than a CPU.
 const BATCH_ON_CPU: usize = 1;
 const BATCH_ON_GPU: usize = 8;
-/// The table of a model that brings its own.
-const MODEL_CATEGORIES: &str = "categories.json";
 
 /// What all commands share that make mosaics into a bank.
 #[derive(Debug, clap::Args)]
@@ -64,12 +63,20 @@ pub(super) struct MakeArgs {
     /// Recipe values, a JSON or TOML file
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
-    /// One recipe value, over those of the file; VALUE is JSON or a plain word
+    /// One recipe value, over those of the file; VALUE is JSON or a plain word, and dots in KEY
+    /// lead inside: checks.size.min_area=0.01
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
     /// Makes the seeds of a new bank reproducible [default: random]
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Names, definitions or prompts under which the model draws categories: CATEGORY=NAME, or a JSON
+    /// or TOML file of "CATEGORY": "NAME" or "CATEGORY": {"name", "definition", "prompt"}; may be
+    /// given several times
+    #[arg(long, value_name = "CATEGORY=NAME|FILE")]
+    pub aliases: Vec<String>,
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// End when this process ends (for whoever starts the command)
     #[arg(long, value_name = "PID", hide = true)]
     pub parent: Option<u32>,
@@ -117,8 +124,9 @@ pub(super) fn run(args: &EngineArgs, context: &Context) -> Result<()> {
         };
     let work = Work::start(&args.make, context, &args.bank, "engine")?;
     work.run(|load_backend, work| {
-        let drawable = work.drawable()?;
+        let drawable = work.drawable();
         let wanted = demand::choose(&work.bank, &args.categories, &drawable)?;
+        work.draws(&wanted);
         let backend = load_backend()?;
         let id = work.status.update(|b| b.id.clone());
         let mut source = OnDemand::new(&work.bank, wanted, args.target, work.odds, &id)
@@ -144,7 +152,10 @@ pub(super) fn run(args: &EngineArgs, context: &Context) -> Result<()> {
 pub(super) struct Work<'a> {
     args: &'a MakeArgs,
     model: PathBuf,
-    table: Option<CategoryTable>,
+    /// The bank's categories, with definitions.
+    table: CategoryTable,
+    /// What the model calls them.
+    vocabulary: Vocabulary,
     pub bank: Bank,
     pub status: std::sync::Arc<StatusWriter>,
     pub odds: Odds,
@@ -179,7 +190,15 @@ impl<'a> Work<'a> {
             .transpose()?;
         let own = own_values(args)?;
         let model = context.model(&args.model)?;
-        let bank = open_or_create(dir, &model, table.as_ref(), &own)?;
+        let aliases = Aliases::collect(&args.aliases)?;
+        let bank = open_or_create(dir, &model, table.as_ref(), &own, args.limits)?;
+        let trained = Generator::trained_categories(&model)?;
+        let sources: Vec<&CategoryTable> = table.as_ref().into_iter().chain(&trained).collect();
+        let table = prompt_table(&bank, &sources)?;
+        let vocabulary = Vocabulary::new(&table, trained.as_ref(), &aliases)?;
+        for problem in vocabulary.problems() {
+            tracing::warn!("{problem}");
+        }
         let status = StatusWriter::start(bank.path(), command, stopped)?;
         status.update(|b| b.device = format!("{}, {}", args.device, args.dtype));
         let batch = args.batch.map_or_else(
@@ -196,6 +215,7 @@ impl<'a> Work<'a> {
             args,
             model,
             table,
+            vocabulary,
             bank,
             status,
             odds,
@@ -221,13 +241,14 @@ impl<'a> Work<'a> {
     }
 
     /// See [`demand::drawable`].
-    pub(super) fn drawable(&self) -> Result<Vec<bool>> {
-        let path = self.model.join(MODEL_CATEGORIES);
-        let table = path
-            .is_file()
-            .then(|| CategoryTable::read(&path))
-            .transpose()?;
-        Ok(demand::drawable(&self.bank, table.as_ref()))
+    pub(super) fn drawable(&self) -> Vec<bool> {
+        demand::drawable(&self.bank, &self.vocabulary)
+    }
+
+    /// Publishes what the engine draws when it is asked for: trainers then ask.
+    pub(super) fn draws(&self, categories: &[u32]) {
+        self.status
+            .update(|s| s.draws = categories.iter().copied().collect());
     }
 
     pub(super) fn control(&self) -> Control<'static> {
@@ -247,14 +268,7 @@ impl<'a> Work<'a> {
             parse_device(&self.args.device)?,
             parse_dtype(&self.args.dtype)?,
         )?;
-        let sources: Vec<&CategoryTable> = self
-            .table
-            .as_ref()
-            .into_iter()
-            .chain(generator.categories())
-            .collect();
-        let table = prompt_table(&self.bank, &sources)?;
-        let generator = generator.with_categories(table);
+        let generator = generator.with_vocabulary(self.table.clone(), self.vocabulary.clone());
         let id = generator.model().id.clone();
         self.status.update(|b| {
             b.model = id.name;
@@ -291,18 +305,16 @@ fn open_or_create(
     model: &Path,
     table: Option<&CategoryTable>,
     own: &Map<String, Value>,
+    limits: LimitArgs,
 ) -> Result<Bank> {
     if dir.join(INFO_FILE).exists() {
-        return Bank::open(dir);
+        let bank = Bank::open(dir)?;
+        limits.apply(&bank)?;
+        return Ok(bank);
     }
-    let models = model.join(MODEL_CATEGORIES);
-    let read;
-    let table = match table {
+    let trained = Generator::trained_categories(model)?;
+    let table = match table.or(trained.as_ref()) {
         Some(table) => table,
-        None if models.is_file() => {
-            read = CategoryTable::read(&models)?;
-            &read
-        }
         None => {
             return Err(Error::NotFound {
                 what: "bank".into(),
@@ -312,11 +324,12 @@ fn open_or_create(
         }
     };
     let recipe = serde_json::to_string(own).map_err(|e| Error::backend("recipe", e))?;
-    match Bank::create(dir, bank_info(table, &recipe, Limits::default())?) {
-        // Another engine was faster.
-        Err(_) if dir.join(INFO_FILE).exists() => Bank::open(dir),
-        other => other,
-    }
+    let bank = Bank::open_or_create(dir, || {
+        bank_info(table, &recipe, limits.over(Limits::default()))
+    })?;
+    // Another engine may have been faster.
+    limits.apply(&bank)?;
+    Ok(bank)
 }
 
 /// The recipe values that the command line gives.

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 
 use super::context::{catch_stop, check_stop};
-use super::export_bank;
 use super::progress::Counter;
 use crate::bank::Bank;
+use crate::bank::export::is_bank;
+use crate::bank::import::read_picture;
 use crate::dataset::{
-    CategoryTable, ExportFormat, ExportOptions, Exporter, FIRST_IMAGE_ID, MaskFormat,
-    MosaicRecord, record, write_beside, write_webdataset, write_yolo,
+    CategoryTable, Entry, ExportFormat, ExportOptions, Exporter, FIRST_IMAGE_ID, Folder,
+    IMAGES, MaskFormat, folder, own_folder, write_beside, write_webdataset, write_yolo,
 };
 use crate::error::{Error, Result};
+use crate::record::{Class, Mosaic};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
@@ -24,6 +26,9 @@ enum Format {
     Yolo,
     /// A folder of WebDataset tar shards: <id>.png and <id>.json for each mosaic
     Webdataset,
+    /// A folder of mosaics as `generate` writes it, with everything that is known of each;
+    /// `import --mosaics` reads it
+    Mosaics,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,16 +39,17 @@ enum Masks {
     Polygons,
 }
 
-/// Write mosaics as LVIS, COCO, YOLO or WebDataset files
+/// Write mosaics as LVIS, COCO, YOLO or WebDataset files, or as a folder to import again
 ///
-/// LVIS and COCO are one annotation file, which FiftyOne, CVAT and Detectron2 read, too; YOLO and
-/// WebDataset are folders.
+/// LVIS and COCO are one annotation file, which FiftyOne, CVAT and Detectron2 read, too; the others
+/// are folders.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  \
     mosaicbank export --from bank/ --out synthetic/annotations.json\n  \
     mosaicbank export --from bank/ --format lvis --masks polygons --out synthetic/train.json\n  \
     mosaicbank export --from out/ --format yolo --out yolo/\n  \
-    mosaicbank export --from bank/ --format webdataset --shard-size 500 --out shards/")]
+    mosaicbank export --from bank/ --format webdataset --shard-size 500 --out shards/\n  \
+    mosaicbank export --from bank/ --format mosaics --out copy/")]
 pub struct ExportArgs {
     /// Folder that `mosaicbank generate` wrote, or a bank (for LVIS and COCO its pictures are
     /// written beside the file, in the image folder)
@@ -60,7 +66,7 @@ pub struct ExportArgs {
     #[arg(long, value_enum, default_value = "rle")]
     masks: Masks,
     /// Folder of the pictures below the training run's image root (LVIS and COCO)
-    #[arg(long, value_name = "NAME", default_value = record::IMAGES)]
+    #[arg(long, value_name = "NAME", default_value = IMAGES)]
     image_folder: String,
     /// Id of the first image (LVIS and COCO)
     #[arg(long, value_name = "ID", default_value_t = FIRST_IMAGE_ID)]
@@ -68,7 +74,7 @@ pub struct ExportArgs {
     /// Mosaics in a shard (WebDataset)
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     shard_size: u32,
-    /// File (LVIS and COCO) or folder (YOLO and WebDataset) to write
+    /// File (LVIS and COCO) or folder (all others) to write
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
 }
@@ -81,37 +87,81 @@ enum Source<'a> {
 
 impl<'a> Source<'a> {
     fn open(path: &'a Path) -> Result<Self> {
-        Ok(if export_bank::is_bank(path) {
+        Ok(if is_bank(path) {
             Self::Bank(Box::new(Bank::open(path)?))
         } else {
             Self::Folder(path)
         })
     }
 
-    fn records(&self) -> Result<Vec<MosaicRecord>> {
+    fn entries(&self) -> Result<Vec<Entry>> {
         match self {
-            Self::Folder(path) => MosaicRecord::read_folder(path),
-            Self::Bank(bank) => export_bank::records(bank),
+            Self::Folder(path) => Entry::read_folder(path),
+            Self::Bank(bank) => {
+                let mut counter = Counter::new("mosaics read");
+                let entries = bank.entries(&mut |done, of| {
+                    counter.set(done, of);
+                    check_stop()
+                });
+                counter.finish();
+                entries
+            }
         }
     }
 
-    fn table(&self, records: &[MosaicRecord]) -> Result<CategoryTable> {
+    fn table(&self, entries: &[Entry]) -> Result<CategoryTable> {
         match self {
-            Self::Folder(_) => Exporter::table_of(records),
-            Self::Bank(bank) => export_bank::table(bank),
+            Self::Folder(_) => Exporter::table_of(entries),
+            Self::Bank(bank) => bank.category_table(),
         }
     }
 
-    /// The record's picture as a PNG file.
-    fn picture(&self, record: &MosaicRecord) -> Result<Vec<u8>> {
+    /// The entry's picture as a PNG file.
+    fn picture(&self, entry: &Entry) -> Result<Vec<u8>> {
         match self {
             Self::Folder(path) => {
-                let path = path.join(record::IMAGES).join(&record.file_name);
+                let path = entry.picture_in(path);
                 std::fs::read(&path).map_err(|e| Error::io(&path, e))
             }
-            Self::Bank(bank) => export_bank::picture(bank, record),
+            Self::Bank(bank) => bank.picture_of(entry),
         }
     }
+
+    /// The entry's mosaic with its picture.
+    fn whole(&self, entry: &Entry) -> Result<Mosaic<Class>> {
+        match self {
+            Self::Folder(path) => {
+                let (_, image, _) = read_picture(&entry.picture_in(path))?;
+                let mosaic = entry.mosaic.clone();
+                Ok(Mosaic { image, ..mosaic })
+            }
+            Self::Bank(bank) => bank.whole(entry),
+        }
+    }
+
+    fn recipes_into(&self, out: &Folder, entries: &[Entry]) -> Result<()> {
+        match self {
+            Self::Folder(path) => folder::recipes(path)?
+                .iter()
+                .try_for_each(|(hash, text)| out.keep_recipe(hash, text)),
+            Self::Bank(bank) => bank.recipes_into(out, entries),
+        }
+    }
+}
+
+/// Writes a folder of mosaics.
+fn write_mosaics(source: &Source<'_>, entries: &[Entry], out: &Path) -> Result<()> {
+    let folder = Folder::open(out, "export", false)?;
+    source.recipes_into(&folder, entries)?;
+    let mut counter = Counter::new("mosaics");
+    for (i, entry) in entries.iter().enumerate() {
+        check_stop()?;
+        counter.set(i as u64, entries.len() as u64);
+        folder.write(&source.whole(entry)?)?;
+    }
+    counter.finish();
+    println!("{}: {} mosaics", out.display(), entries.len());
+    Ok(())
 }
 
 /// Runs `mosaicbank export` and says on standard output what was written.
@@ -121,37 +171,42 @@ impl<'a> Source<'a> {
 pub fn run(args: &ExportArgs) -> Result<()> {
     catch_stop()?;
     let source = Source::open(&args.from)?;
-    let records = source.records()?;
+    let entries = source.entries()?;
+    if args.format == Format::Mosaics {
+        return write_mosaics(&source, &entries, &args.out);
+    }
     let table = match &args.categories {
         Some(path) => CategoryTable::read(path)?,
-        None => source.table(&records)?,
+        None => source.table(&entries)?,
     };
     let mut counter = Counter::new("pictures");
     let mut written = 0;
-    let mut picture = |record: &MosaicRecord| {
+    let mut picture = |entry: &Entry| {
         check_stop()?;
-        counter.set(written, records.len() as u64);
+        counter.set(written, entries.len() as u64);
         written += 1;
-        source.picture(record)
+        source.picture(entry)
     };
     let out = args.out.display();
     let format = match args.format {
         Format::Yolo => {
-            let (images, instances) = write_yolo(&args.out, &records, &table, &mut picture)?;
+            own_folder(&args.out, "export", false)?;
+            let (images, instances) = write_yolo(&args.out, &entries, &table, &mut picture)?;
             counter.finish();
             println!("{out}: {images} images, {instances} instances");
             return Ok(());
         }
         Format::Webdataset => {
+            own_folder(&args.out, "export", false)?;
             let per_shard = args.shard_size as usize;
             let (shards, images, instances) =
-                write_webdataset(&args.out, &records, &table, per_shard, &mut picture)?;
+                write_webdataset(&args.out, &entries, &table, per_shard, &mut picture)?;
             counter.finish();
             println!("{out}: {shards} shards, {images} images, {instances} instances");
             return Ok(());
         }
-        Format::Lvis => ExportFormat::Lvis,
         Format::Coco => ExportFormat::Coco,
+        Format::Lvis | Format::Mosaics => ExportFormat::Lvis,
     };
     let options = ExportOptions {
         format,
@@ -164,16 +219,17 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         ..ExportOptions::default()
     };
     let mut exporter = Exporter::new(table, options)?;
-    for record in &records {
-        exporter.add(record)?;
+    for entry in &entries {
+        exporter.add(entry)?;
     }
     if matches!(source, Source::Bank(_)) {
         let root = args.out.parent().unwrap_or(Path::new("."));
         let folder = root.join(&args.image_folder);
         std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-        for record in records.iter().filter(|r| !r.instances.is_empty()) {
-            let png = picture(record)?;
-            write_beside(&folder.join(&record.file_name), |f| f.write_all(&png))?;
+        let full = entries.iter().filter(|e| !e.mosaic.instances.is_empty());
+        for entry in full {
+            let png = picture(entry)?;
+            write_beside(&folder.join(&entry.file_name), |f| f.write_all(&png))?;
         }
     }
     counter.finish();

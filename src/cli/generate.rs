@@ -3,22 +3,18 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use serde_json::{Map, Value};
 
 use super::context::{Context, catch_stop, check_stop};
-use super::overlay::Overlay;
 use super::progress::Bars;
-use crate::dataset::record::{IMAGES, MASKS, OVERLAYS};
-use crate::dataset::{
-    CategoryTable, ExportFormat, ExportOptions, Exporter, InstanceRecord, MosaicRecord,
-    RECORD_FORMAT, RegionRecord, write_beside,
-};
+use crate::dataset::{CategoryTable, Folder};
 use crate::error::{Error, Result};
 use crate::mosaic::{
-    Canvas, Generator, Mosaic, Options, Progress, choose_categories, parse_device, parse_dtype,
+    Canvas, Generator, Labelled, Options, Progress, choose_categories, parse_device,
+    parse_dtype,
 };
 use crate::recipe::Recipe;
+use crate::record::{Class, Mosaic};
 
 /// Make mosaics with instance masks, and one annotation file for all of them.
 ///
@@ -70,9 +66,15 @@ pub(super) struct Args {
     /// Recipe values, a JSON or TOML file
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// One recipe value, over those of the file; VALUE is JSON or a plain word
+    /// One recipe value, over those of the file; VALUE is JSON or a plain word, and dots in KEY
+    /// lead inside: checks.size.min_area=0.01
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Names, definitions or prompts under which the model draws categories: CATEGORY=NAME, or a JSON
+    /// or TOML file of "CATEGORY": "NAME" or "CATEGORY": {"name", "definition", "prompt"}; may be
+    /// given several times
+    #[arg(long, value_name = "CATEGORY=NAME|FILE")]
+    aliases: Vec<String>,
     /// Denoising steps [default: the recipe's]
     #[arg(long)]
     steps: Option<u32>,
@@ -91,14 +93,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
         tch::set_num_threads(threads);
     }
     let model = context.model(&args.model)?;
-    let mut generator = Generator::open(
+    let generator = Generator::open(
         &model,
         parse_device(&args.device)?,
         parse_dtype(&args.dtype)?,
-    )?;
-    if let Some(path) = &args.annotations {
-        generator = generator.with_categories(CategoryTable::read(path)?);
-    }
+    )?
+    .for_dataset(args.annotations.as_deref(), &args.aliases)?;
     let recipe = generator.recipe(&own_values(args)?)?;
     let categories = category_names(&generator, &args.categories)?;
     let canvases = (0..args.count)
@@ -111,16 +111,14 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
             generator.canvas(&recipe, &names, seed)
         })
         .collect::<Result<Vec<_>>>()?;
-    let folder = Folder::open(&args.out, &generator, &recipe, args.resume)?;
-    let todo: Vec<Canvas> = canvases
-        .iter()
-        .filter(|c| {
-            !folder
-                .finished
-                .contains(&generator.mosaic_id(&recipe, c).unwrap_or_default())
-        })
-        .cloned()
-        .collect();
+    let folder = Folder::open(&args.out, "generate", args.resume)?;
+    folder.set_recipe(&recipe)?;
+    let mut todo: Vec<Canvas> = Vec::new();
+    for canvas in canvases {
+        if !folder.holds(generator.mosaic_id(&recipe, &canvas)?) {
+            todo.push(canvas);
+        }
+    }
     let mut bars = Bars::new("mosaics", args.count, args.count - todo.len() as u64);
     let (mut kept, mut all) = (0, 0);
     for batch in todo.chunks(args.batch as usize) {
@@ -141,20 +139,29 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
                 return Err(e);
             }
         };
-        for mosaic in &made {
-            folder.write(mosaic)?;
-            kept += mosaic
-                .regions
-                .iter()
-                .filter(|r| r.verdict.is_kept())
-                .count();
-            all += mosaic.regions.len();
+        let count = made.len() as u64;
+        for Labelled { record, .. } in made {
+            let good = record.regions.iter().filter(|r| r.verdict.is_kept());
+            kept += good.count();
+            all += record.regions.len();
+            folder.write(&classed(record, generator.categories())?)?;
         }
-        bars.add(made.len() as u64, format!("{kept} of {all} regions kept"));
+        bars.add(count, format!("{kept} of {all} regions kept"));
         check_stop().inspect_err(|_| bars.finish())?;
     }
     bars.finish();
-    folder.finish()
+    let (path, report) = folder.annotate(generator.categories())?;
+    println!("{}: {report}", path.display());
+    Ok(())
+}
+
+/// A mosaic with the ids that its categories have in `table`.
+fn classed(mosaic: Mosaic, table: Option<&CategoryTable>) -> Result<Mosaic<Class>> {
+    mosaic.with_categories(|name| {
+        let id = table.and_then(|t| t.get(name).ok()).map(|c| c.id);
+        let name = name.clone();
+        Ok(Class { name, id })
+    })
 }
 
 /// The values of a recipe file, with those of `--set KEY=VALUE` over them.
@@ -212,153 +219,4 @@ fn category_names(generator: &Generator, asked: &[String]) -> Result<Vec<String>
         return Err(Error::value("--categories", "at least one name", "none"));
     }
     Ok(names)
-}
-
-/// The folder that mosaics are written to.
-struct Folder<'a> {
-    path: &'a Path,
-    generator: &'a Generator,
-    recipe: String,
-    finished: BTreeSet<String>,
-}
-
-impl<'a> Folder<'a> {
-    fn open(
-        path: &'a Path,
-        generator: &'a Generator,
-        recipe: &Recipe,
-        resume: bool,
-    ) -> Result<Self> {
-        let finished: BTreeSet<String> = MosaicRecord::finished(path)?.into_iter().collect();
-        if !finished.is_empty() && !resume {
-            return Err(Error::value(
-                "--out",
-                "a folder without mosaics, or --resume",
-                format!("{} with {} mosaics", path.display(), finished.len()),
-            ));
-        }
-        for part in [IMAGES, MASKS, OVERLAYS] {
-            let dir = path.join(part);
-            std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
-        }
-        let file = path.join("recipe.json");
-        if !finished.is_empty() && file.is_file() {
-            let before = Recipe::resolve(&Map::new(), &Recipe::read_overrides(&file)?)?;
-            if before != *recipe {
-                return Err(Error::format(
-                    &file,
-                    "the recipe of this command, so that the folder can be continued",
-                    format!("another one (hash {})", before.hash()?),
-                ));
-            }
-        }
-        let text = serde_json::to_string_pretty(recipe)
-            .map_err(|e| Error::backend("writing the recipe", e))?;
-        write_beside(&file, |out| out.write_all(text.as_bytes()))?;
-        Ok(Self {
-            path,
-            generator,
-            recipe: recipe.hash()?,
-            finished,
-        })
-    }
-
-    /// Writes the pictures, then the record that says that they are complete.
-    fn write(&self, mosaic: &Mosaic) -> Result<()> {
-        let (height, width) = (mosaic.size.height, mosaic.size.width);
-        let file_name = format!("{}.png", mosaic.id);
-        let image = self.path.join(IMAGES).join(&file_name);
-        write_png(&image, &mosaic.rgb, width, height, ExtendedColorType::Rgb8)?;
-        for (k, instance) in mosaic.instances.iter().enumerate() {
-            let mask = instance.mask.decode();
-            let bytes: Vec<u8> = mask.data().iter().map(|&v| 255 * v).collect();
-            let path = self.path.join(MASKS).join(format!("{}_{k}.png", mosaic.id));
-            write_png(&path, &bytes, width, height, ExtendedColorType::L8)?;
-        }
-        if let Some(picture) = RgbImage::from_raw(width, height, mosaic.rgb.clone()) {
-            let mut overlay = Overlay::new(&picture);
-            for i in &mosaic.instances {
-                overlay.draw(&i.mask, i.bbox, &i.category);
-            }
-            let picture = overlay.into_picture();
-            let path = self.path.join(OVERLAYS).join(&file_name);
-            let (width, height) = picture.dimensions();
-            write_png(&path, &picture, width, height, ExtendedColorType::Rgb8)?;
-        }
-        let table = self.generator.categories();
-        let id = |name: &str| table.and_then(|t| t.get(name).ok()).map(|c| c.id);
-        let model = &self.generator.model().id;
-        let record = MosaicRecord {
-            format: RECORD_FORMAT,
-            id: mosaic.id.clone(),
-            file_name,
-            height,
-            width,
-            seed: mosaic.seed,
-            recipe: self.recipe.clone(),
-            model: model.name.clone(),
-            weights: model.weights.clone(),
-            regions: mosaic
-                .regions
-                .iter()
-                .map(|r| RegionRecord {
-                    bbox: r.bbox,
-                    own: r.own,
-                    prompt: r.subject.prompt.clone(),
-                    subject: [r.subject.span.start as u32, r.subject.span.end as u32],
-                    guidance: r.guidance,
-                    category_id: id(&r.category),
-                    category: r.category.clone(),
-                    verdict: r.verdict,
-                })
-                .collect(),
-            instances: mosaic
-                .instances
-                .iter()
-                .map(|i| InstanceRecord {
-                    category_id: id(&i.category),
-                    ..InstanceRecord::from(i.clone())
-                })
-                .collect(),
-        };
-        record.write(self.path)?;
-        Ok(())
-    }
-
-    /// Writes the annotations of everything in the folder.
-    fn finish(&self) -> Result<()> {
-        let records = MosaicRecord::read_folder(self.path)?;
-        let table = match self.generator.categories() {
-            Some(table) => table.clone(),
-            None => Exporter::table_of(&records)?,
-        };
-        let options = ExportOptions {
-            format: ExportFormat::Lvis,
-            image_folder: IMAGES.into(),
-            ..ExportOptions::default()
-        };
-        let mut exporter = Exporter::new(table, options)?;
-        for record in &records {
-            exporter.add(record)?;
-        }
-        let path = self.path.join("annotations.json");
-        let report = exporter.write(&path)?;
-        println!("{}: {report}", path.display());
-        Ok(())
-    }
-}
-
-/// Writes a picture beside its place and renames it.
-pub(super) fn write_png(
-    path: &Path,
-    data: &[u8],
-    width: u32,
-    height: u32,
-    colour: ExtendedColorType,
-) -> Result<()> {
-    write_beside(path, |out| {
-        image::codecs::png::PngEncoder::new(out)
-            .write_image(data, width, height, colour)
-            .map_err(std::io::Error::other)
-    })
 }

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 
 use super::context::{catch_stop, check_stop};
+use super::limits::LimitArgs;
 use super::progress::Counter;
 use crate::bank::import::{Class, instance_of_mask, read_picture, read_pool};
-use crate::bank::{
-    Bank, BankInfo, Category, InstanceRecord, Limits, MosaicInstance, MosaicRecord, PutReport,
-    Region,
-};
-use crate::dataset::{self, CategoryTable, Dataset, record};
+use crate::bank::{Bank, BankInfo, Category, InstanceRecord, Limits, PutReport};
+use crate::dataset::{CategoryTable, Dataset, Entry, Exporter, folder};
 use crate::error::{Error, Result};
+use crate::record::Mosaic;
 
 /// Instances that are written in one commit.
 const BATCH: usize = 64;
@@ -43,7 +42,7 @@ pub struct ImportArgs {
     /// Folder that the pool's relative paths start from [default: the pool's own]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// Folder that `mosaicbank generate` wrote
+    /// Folder that `mosaicbank generate` or `mosaicbank export --format mosaics` wrote
     #[arg(long, value_name = "DIR")]
     mosaics: Option<PathBuf>,
     /// Annotation file (or list of categories) with the new bank's categories [default: the
@@ -56,31 +55,15 @@ pub struct ImportArgs {
     /// Most instances taken of each category of a dataset; 0 takes all
     #[arg(long, value_name = "N", default_value_t = 0)]
     per_category: u64,
-}
-
-/// The bank's table of a dataset's categories.
-///
-/// # Errors
-/// [`Error::Value`] for an id beyond 32 bits.
-pub fn bank_categories(table: &CategoryTable) -> Result<Vec<Category>> {
-    table
-        .categories()
-        .iter()
-        .map(|c| {
-            Ok(Category {
-                id: u32::try_from(c.id)
-                    .map_err(|_| Error::value("category id", "below 2^32", c.id))?,
-                name: c.name.clone(),
-                frequency: Some(c.frequency.letter().to_string()),
-                image_count: Some(c.image_count),
-            })
-        })
-        .collect()
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 fn open_or_create(args: &ImportArgs, own: Option<&CategoryTable>) -> Result<Bank> {
     if args.bank.join(crate::bank::INFO_FILE).exists() {
-        return Bank::open(&args.bank);
+        let bank = Bank::open(&args.bank)?;
+        args.limits.apply(&bank)?;
+        return Ok(bank);
     }
     let given = args
         .categories
@@ -99,10 +82,12 @@ fn open_or_create(args: &ImportArgs, own: Option<&CategoryTable>) -> Result<Bank
         max_per_category: 0,
         ..Limits::default()
     };
-    Bank::create(
-        &args.bank,
-        BankInfo::new(bank_categories(table)?, "", limits)?,
-    )
+    let bank = Bank::open_or_create(&args.bank, || {
+        BankInfo::new(Category::of_table(table)?, "", args.limits.over(limits))
+    })?;
+    // Another process may have been faster.
+    args.limits.apply(&bank)?;
+    Ok(bank)
 }
 
 /// Instances on their way into a bank.
@@ -271,17 +256,25 @@ fn pool(args: &ImportArgs, json: &Path) -> Result<(Bank, PutReport)> {
     Ok((bank, report))
 }
 
-fn mosaics(args: &ImportArgs, folder: &Path) -> Result<(Bank, PutReport)> {
-    let records = dataset::MosaicRecord::read_folder(folder)?;
-    let own = dataset::Exporter::table_of(&records)?;
+fn mosaics(args: &ImportArgs, path: &Path) -> Result<(Bank, PutReport)> {
+    let entries = Entry::read_folder(path)?;
+    let own = Exporter::table_of(&entries)?;
     let bank = open_or_create(args, Some(&own))?;
+    for (hash, text) in folder::recipes(path)? {
+        bank.keep_recipe(&hash, &text)?;
+    }
     let mut report = PutReport::default();
     let mut counter = Counter::new("mosaics");
-    for (i, r) in records.iter().enumerate() {
+    let count = entries.len() as u64;
+    for (i, entry) in (0..).zip(entries) {
         check_stop()?;
-        counter.set(i as u64, records.len() as u64);
-        let done = read_picture(&folder.join(record::IMAGES).join(&r.file_name))
-            .and_then(|(_, image, _)| bank_mosaic(&bank, r, image))
+        counter.set(i, count);
+        let id = entry.mosaic.id;
+        let done = read_picture(&entry.picture_in(path))
+            .and_then(|(_, image, _)| {
+                let mosaic = entry.mosaic;
+                bank.indexed(Mosaic { image, ..mosaic })
+            })
             .and_then(|m| bank.put_mosaics(&[m]));
         match done {
             Ok(r) => {
@@ -291,61 +284,11 @@ fn mosaics(args: &ImportArgs, folder: &Path) -> Result<(Bank, PutReport)> {
             }
             Err(e @ (Error::Io { .. } | Error::Interrupted)) => return Err(e),
             Err(e) => {
-                tracing::warn!("left out: mosaic {}: {e}", r.id);
+                tracing::warn!("left out: mosaic {id}: {e}");
                 report.refused += 1;
             }
         }
     }
     counter.finish();
     Ok((bank, report))
-}
-
-/// A generated mosaic and its picture (`u8 [H, W, 3]`) as a bank record; its id is the content key.
-///
-/// # Errors
-/// [`Error::UnknownCategory`] for a category that the bank does not have.
-pub fn bank_mosaic(
-    bank: &Bank,
-    r: &dataset::MosaicRecord,
-    image: Vec<u8>,
-) -> Result<MosaicRecord> {
-    let regions = r
-        .regions
-        .iter()
-        .map(|region| {
-            Ok(Region {
-                bbox: region.bbox,
-                prompt: region.prompt.clone(),
-                category: bank.category(&region.category)?,
-                verdict: region.verdict.to_string(),
-                trace: None,
-            })
-        })
-        .collect::<Result<_>>()?;
-    let instances = r
-        .instances
-        .iter()
-        .map(|i| {
-            Ok(MosaicInstance {
-                category: bank.category(&i.category)?,
-                mask: i.rle.clone(),
-                bbox: i.bbox,
-                area: i.area,
-                score: i.score,
-                region: i.provenance.region,
-            })
-        })
-        .collect::<Result<_>>()?;
-    Ok(MosaicRecord {
-        id: r.content_key().parse()?,
-        size: r.size(),
-        image,
-        regions,
-        instances,
-        model: r.model.clone(),
-        weights: r.weights.clone(),
-        recipe: r.recipe.clone(),
-        seed: r.seed,
-        generation: None,
-    })
 }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::bank::{Bank, BankInfo, INFO_FILE};
+use super::limits::LimitArgs;
+use crate::bank::{Bank, BankInfo};
 use crate::error::{Error, Result};
 
 /// Put everything of some banks into one.
@@ -18,6 +19,8 @@ pub struct MergeBanksArgs {
     /// The banks that it comes from; they are only read
     #[arg(value_name = "BANK", required = true)]
     banks: Vec<PathBuf>,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 /// Runs the command.
@@ -31,18 +34,20 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
         .iter()
         .map(|path| Bank::open(path))
         .collect::<Result<Vec<_>>>()?;
-    let out = if args.out.join(INFO_FILE).exists() {
-        Bank::open(&args.out)?
-    } else {
+    let out = Bank::open_or_create(&args.out, || {
         let Some(first) = banks.first() else {
             return Err(Error::value("banks", "at least one", "none"));
         };
         let info = first.info();
-        let mut new = BankInfo::new(info.categories.clone(), &info.recipe, info.limits)?;
+        let mut new = BankInfo::new(
+            info.categories.clone(),
+            &info.recipe,
+            args.limits.over(info.limits),
+        )?;
         new.mosaic_codec = info.mosaic_codec;
         new.instance_codec = info.instance_codec;
-        Bank::create(&args.out, new)?
-    };
+        Ok(new)
+    })?;
     if let Some(same) = banks.iter().find(|b| b.path() == out.path()) {
         return Err(Error::value(
             "OUT",
@@ -50,6 +55,7 @@ pub fn run(args: &MergeBanksArgs) -> Result<()> {
             same.path().display(),
         ));
     }
+    args.limits.apply(&out)?;
     let mut refused = 0;
     for bank in &banks {
         let report = out.merge_from(bank)?;

@@ -7,13 +7,12 @@ mod context;
 #[cfg(feature = "engine")]
 mod engine;
 mod export;
-mod export_bank;
 #[cfg(feature = "engine")]
 mod generate;
 pub mod import;
+mod limits;
 mod merge;
 mod merge_banks;
-mod overlay;
 #[cfg(feature = "engine")]
 mod prewarm;
 mod progress;

@@ -10,10 +10,10 @@ use super::context::Context;
 use super::engine::{MakeArgs, Work, summary};
 use crate::bank::Bank;
 use crate::engine::demand;
-use crate::engine::planner::Prewarm;
+use crate::engine::planner::{Next, Outlook, Planner, Prewarm, Report};
 use crate::engine::seeds::Seeds;
 use crate::engine::shard::Shard;
-use crate::engine::worker::{Next, Outlook, Planner, Report, run as run_loop};
+use crate::engine::worker::run as run_loop;
 use crate::error::{Error, Result};
 
 /// Between two lines where there is no terminal.
@@ -69,7 +69,8 @@ pub(super) fn run(args: &PrewarmArgs, context: &Context) -> Result<()> {
     let work = Work::start(&args.make, context, &dir, "prewarm")?;
     work.run(|load_backend, work| {
         let _only = only_one(&work.bank)?;
-        let wanted = demand::choose(&work.bank, &args.categories, &work.drawable()?)?;
+        let wanted = demand::choose(&work.bank, &args.categories, &work.drawable())?;
+        work.draws(&wanted);
         let mut goals = vec![0; work.bank.categories().len()];
         for (&c, goal) in wanted
             .iter()

@@ -1,21 +1,20 @@
 //! `mosaicbank reproduce`: a mosaic of a bank made again, and compared.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::Value;
 
 use super::context::{Context, catch_stop, check_stop};
-use super::generate::write_png;
-use super::overlay::Overlay;
-use crate::bank::trace::{self, Generation};
-use crate::bank::{Bank, MosaicRecord, RecordId};
-use crate::engine::backend::canvas_of;
+use crate::bank::{Bank, MosaicRecord};
+use crate::dataset::write_beside;
+use crate::engine::reproduce::{Comparison, find, recipe_of};
 use crate::error::{Error, Result};
 use crate::mosaic::{
-    Generator, Mosaic, Options, Progress, device_kind, dtype_name, parse_device, parse_dtype,
+    Canvas, Generator, Labelled, Options, Progress, device_kind, dtype_name, parse_device,
+    parse_dtype,
 };
-use crate::recipe::Recipe;
+use crate::picture;
 
 /// Make a mosaic of a bank again, and say whether it is the same
 ///
@@ -54,18 +53,6 @@ pub(super) struct ReproduceArgs {
     json: bool,
 }
 
-/// The mosaic with this id, or the one that the instance with this id was cut from.
-fn find(bank: &Bank, id: &str) -> Result<MosaicRecord> {
-    let wanted: RecordId = id.parse()?;
-    match bank.mosaic(wanted) {
-        Err(e) => {
-            let instance = bank.instance(wanted).map_err(|_| e)?;
-            bank.mosaic(instance.provenance.mosaic.parse()?)
-        }
-        found => found,
-    }
-}
-
 /// Runs the command.
 pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
     catch_stop()?;
@@ -101,7 +88,7 @@ pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
             ),
         ));
     }
-    let canvas = canvas_of(generation, kept.seed)?;
+    let canvas = Canvas::of_record(generation, kept.seed)?;
     let mut progress = Progress {
         check: &mut check_stop,
         step: &mut |_, _| {},
@@ -111,7 +98,7 @@ pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
         .generate(&recipe, &canvases, None, Options::default(), &mut progress)?
         .pop()
         .ok_or_else(|| Error::backend("reproduce", "no mosaic was made"))?;
-    let report = Comparison::of(&kept, generation, &made);
+    let report = Comparison::of(&kept, &made);
     if let Some(out) = &args.out {
         write(out, &kept, &made)?;
     }
@@ -119,9 +106,9 @@ pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
         && generation.dtype == dtype_name(dtype)
         && generation.threads == threads;
     if args.json {
-        println!("{}", report.json(&kept));
+        println!("{}", json(&report, &kept));
     } else {
-        report.print(&kept);
+        print(&report, &kept);
     }
     if report.identical() {
         return Ok(());
@@ -145,156 +132,65 @@ pub(super) fn run(args: &ReproduceArgs, context: &Context) -> Result<()> {
     ))
 }
 
-/// The recipe that the bank keeps for a mosaic.
-fn recipe_of(bank: &Bank, kept: &MosaicRecord) -> Result<Recipe> {
-    let text = bank.recipe(&kept.recipe)?;
-    let place = bank
-        .path()
-        .join("recipes")
-        .join(format!("{}.json", kept.recipe));
-    let recipe: Recipe =
-        serde_json::from_str(&text).map_err(|e| Error::format(&place, "a recipe", e))?;
-    let hash = recipe.hash()?;
-    if hash != kept.recipe {
-        return Err(Error::format(
-            &place,
-            format!("the recipe with hash {}", kept.recipe),
-            format!("one with hash {hash}"),
-        ));
-    }
-    Ok(recipe)
-}
-
-/// What is the same of a mosaic that was made again.
-struct Comparison {
-    pixels: bool,
-    /// Largest difference to the bank's picture, which lost a little by its coding, 0..255.
-    largest: Option<u8>,
-    /// IoU of each kept mask with the one made again.
-    masks: Vec<f64>,
-    /// Instances made again.
-    instances: usize,
-    verdicts: bool,
-}
-
-impl Comparison {
-    fn of(kept: &MosaicRecord, generation: &Generation, made: &Mosaic) -> Self {
-        let masks = kept
-            .instances
-            .iter()
-            .enumerate()
-            .map(|(i, instance)| {
-                made.instances
-                    .get(i)
-                    .and_then(|again| instance.mask.iou(&again.mask).ok())
-                    .unwrap_or(0.0)
-            })
-            .collect();
-        let verdict = |v: crate::mask::Verdict| {
-            if v.is_kept() {
-                crate::bank::format::KEPT.to_owned()
-            } else {
-                v.to_string()
-            }
-        };
-        Self {
-            pixels: trace::fingerprint(&made.rgb, made.size) == generation.pixels,
-            largest: (made.rgb.len() == kept.image.len()).then(|| {
-                let differences = made
-                    .rgb
-                    .iter()
-                    .zip(&kept.image)
-                    .map(|(a, b)| a.abs_diff(*b));
-                differences.max().unwrap_or(0)
-            }),
-            masks,
-            instances: made.instances.len(),
-            verdicts: kept.regions.len() == made.regions.len()
-                && kept
-                    .regions
-                    .iter()
-                    .zip(&made.regions)
-                    .all(|(a, b)| a.verdict == verdict(b.verdict)),
+fn print(report: &Comparison, kept: &MosaicRecord) {
+    println!(
+        "mosaic {}, {} x {} px, seed {}, {} regions",
+        kept.id,
+        kept.size.height,
+        kept.size.width,
+        kept.seed,
+        kept.regions.len()
+    );
+    let coded = report.largest.map_or_else(
+        || "of another size than the bank's".to_owned(),
+        |d| format!("at most {d} of 255 from the bank's coded picture"),
+    );
+    println!(
+        "pixels:   {} ({coded})",
+        if report.pixels {
+            "identical"
+        } else {
+            "different"
         }
-    }
+    );
+    let least = report.masks.iter().copied().fold(1.0, f64::min);
+    let same = report.masks.iter().filter(|&&iou| iou >= 1.0).count();
+    println!(
+        "masks:    {same} of {} identical, {} made again, least IoU {least:.4}",
+        report.masks.len(),
+        report.instances
+    );
+    println!(
+        "verdicts: {}",
+        if report.verdicts {
+            "identical"
+        } else {
+            "different"
+        }
+    );
+}
 
-    fn same_masks(&self) -> bool {
-        self.instances == self.masks.len() && self.masks.iter().all(|&iou| iou >= 1.0)
-    }
-
-    fn identical(&self) -> bool {
-        self.pixels && self.same_masks() && self.verdicts
-    }
-
-    fn print(&self, kept: &MosaicRecord) {
-        println!(
-            "mosaic {}, {} x {} px, seed {}, {} regions",
-            kept.id,
-            kept.size.height,
-            kept.size.width,
-            kept.seed,
-            kept.regions.len()
-        );
-        let coded = self.largest.map_or_else(
-            || "of another size than the bank's".to_owned(),
-            |d| format!("at most {d} of 255 from the bank's coded picture"),
-        );
-        println!(
-            "pixels:   {} ({coded})",
-            if self.pixels {
-                "identical"
-            } else {
-                "different"
-            }
-        );
-        let least = self.masks.iter().copied().fold(1.0, f64::min);
-        let same = self.masks.iter().filter(|&&iou| iou >= 1.0).count();
-        println!(
-            "masks:    {same} of {} identical, {} made again, least IoU {least:.4}",
-            self.masks.len(),
-            self.instances
-        );
-        println!(
-            "verdicts: {}",
-            if self.verdicts {
-                "identical"
-            } else {
-                "different"
-            }
-        );
-    }
-
-    fn json(&self, kept: &MosaicRecord) -> Value {
-        serde_json::json!({
-            "id": kept.id.to_string(), "identical": self.identical(), "pixels": self.pixels,
-            "largest_difference": self.largest, "masks": self.same_masks(),
-            "mask_iou": self.masks, "instances": self.instances, "verdicts": self.verdicts,
-        })
-    }
+fn json(report: &Comparison, kept: &MosaicRecord) -> Value {
+    serde_json::json!({
+        "id": kept.id.to_string(), "identical": report.identical(), "pixels": report.pixels,
+        "largest_difference": report.largest, "masks": report.same_masks(),
+        "mask_iou": report.masks, "instances": report.instances, "verdicts": report.verdicts,
+    })
 }
 
 /// Writes `<id>.png` and `<id>_overlay.png`.
-fn write(out: &std::path::Path, kept: &MosaicRecord, made: &Mosaic) -> Result<()> {
+fn write(out: &Path, kept: &MosaicRecord, made: &Labelled) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-    let Some(picture) =
-        image::RgbImage::from_raw(made.size.width, made.size.height, made.rgb.clone())
-    else {
-        return Err(Error::backend("reproduce", "a picture of another size"));
-    };
-    let mut overlay = Overlay::new(&picture);
-    for i in &made.instances {
-        overlay.draw(&i.mask, i.bbox, &i.category);
-    }
-    for (name, picture) in [("", picture), ("_overlay", overlay.into_picture())] {
+    let m = &made.record;
+    let objects = m.instances.iter();
+    let objects = objects.map(|i| (&i.mask, i.bbox, i.category.as_str()));
+    let drawn = picture::overlay(&m.image, m.size, objects)?;
+    for (name, png) in [
+        ("", picture::png(&m.image, m.size)?),
+        ("_overlay", picture::image_png(&drawn)?),
+    ] {
         let path = out.join(format!("{}{name}.png", kept.id));
-        let (width, height) = picture.dimensions();
-        write_png(
-            &path,
-            &picture,
-            width,
-            height,
-            image::ExtendedColorType::Rgb8,
-        )?;
+        write_beside(&path, |out| out.write_all(&png))?;
         println!("{}", path.display());
     }
     Ok(())

@@ -8,10 +8,10 @@ use image::{Rgb, RgbImage};
 use rand::seq::index::sample;
 
 use super::context::{catch_stop, check_stop};
-use super::overlay::Overlay;
 use crate::bank::{Bank, InstanceRecord, Kind, MosaicRecord, RecordId, format::FOREGROUND};
 use crate::dataset::write_beside;
 use crate::error::{Error, Result};
+use crate::picture::{Overlay, image_png};
 use crate::rng;
 
 /// Pixels between the tiles.
@@ -112,17 +112,8 @@ pub fn run(args: &ShowArgs) -> Result<()> {
     }
     let sheet = arrange(&tiles, args)?;
     let (width, height) = sheet.dimensions();
-    write_beside(&args.out, |out| {
-        let encoder = image::codecs::png::PngEncoder::new(out);
-        image::ImageEncoder::write_image(
-            encoder,
-            &sheet,
-            width,
-            height,
-            image::ExtendedColorType::Rgb8,
-        )
-        .map_err(std::io::Error::other)
-    })?;
+    let png = image_png(&sheet)?;
+    write_beside(&args.out, |out| out.write_all(&png))?;
     println!(
         "{}: {} of {} {}s, {width} x {height} px",
         args.out.display(),

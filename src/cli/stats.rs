@@ -70,6 +70,9 @@ fn print(figures: &Figures) {
         figures.added,
         figures.removed
     );
+    if let Some(shortfall) = &figures.shortfall {
+        println!("{shortfall}");
+    }
     if let Some(contents) = &figures.contents {
         println!(
             "{} regions, {} rejected; {} mosaics could not be read",

@@ -11,6 +11,7 @@ use super::context::{catch_stop, check_stop};
 use crate::bank::Bank;
 use crate::engine::control::{PAUSE_FILE, set_paused};
 use crate::error::{Error, Result};
+use crate::priority::supply::Supply;
 use crate::report::{EngineFacts, Moment};
 use crate::status::{EngineStatus, now};
 
@@ -151,6 +152,7 @@ fn as_json(bank: &Bank) -> Result<Value> {
             Ok(value)
         })
         .collect::<Result<Vec<_>>>()?;
+    let supply = Supply::of(bank)?;
     let demand = bank.board().map_or_else(Vec::new, |b| b.snapshot());
     let categories: Vec<Value> = bank
         .categories()
@@ -164,11 +166,13 @@ fn as_json(bank: &Bank) -> Result<Value> {
                 "instances": of(&stock.instances), "asked": d.asked,
                 "served_fresh": d.served_fresh, "served_again": d.served_again,
                 "missed": d.missed, "weight": d.weight, "size_factor": d.size_factor,
+                "supplied": supply.has(c),
             })
         })
         .collect();
     Ok(json!({
         "bank": bank.path(),
+        "shortfall": supply.shortfall(bank, &[]),
         "paused": bank.path().join(PAUSE_FILE).exists(),
         "mosaics": stock.total_mosaics,
         "instances": stock.total_instances,
@@ -193,6 +197,9 @@ fn as_text(bank: &Bank) -> Result<String> {
             bank.categories().len()
         ),
     );
+    if let Some(shortfall) = Supply::of(bank)?.shortfall(bank, &[]) {
+        wrapped(&mut out, &shortfall);
+    }
     if bank.path().join(PAUSE_FILE).exists() {
         line(&mut out, "engines are paused (mosaicbank status --resume)");
     }
@@ -416,6 +423,11 @@ mod tests {
         let value = as_json(&bank).unwrap();
         assert_eq!(value["engines"][0]["state"], "blocked");
         assert_eq!(value["categories"][3]["missed"], 1);
+        assert_eq!(value["categories"][3]["supplied"], false);
+        assert!(
+            text.contains("30 of 30 categories have no supply"),
+            "{text}"
+        );
     }
 
     #[test]

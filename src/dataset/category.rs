@@ -6,8 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{JsonFile, KeyRule, Record, is_id, is_text, is_texts};
-use super::reader;
+use super::file::{KeyRule, Record, is_id, is_text, is_texts};
 use crate::error::{Error, Result};
 
 /// How often a category occurs in the training images, as LVIS counts.
@@ -181,7 +180,7 @@ impl PartialEq for CategoryTable {
 }
 
 /// Spelling that lookups ignore: case, and `_` or `-` for a space.
-fn normalize(name: &str) -> String {
+pub(super) fn normalize(name: &str) -> String {
     name.trim()
         .chars()
         .map(|c| match c {
@@ -282,18 +281,6 @@ impl CategoryTable {
         Self::new("the list of names", categories)
     }
 
-    /// Reads the categories of an LVIS or COCO annotation file (nothing else of it is kept in
-    /// memory), or a bare JSON list of categories.
-    ///
-    /// Counts that the file's categories lack are taken from its annotations; a missing
-    /// frequency follows from the image count.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`], [`Error::Io`]; [`Error::Format`] naming file, record and key.
-    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
-        reader::read_categories(&JsonFile::open(path.as_ref())?)
-    }
-
     pub(super) fn from_fields(
         place: &Path,
         fields: Vec<CategoryFields>,
@@ -326,6 +313,17 @@ impl CategoryTable {
     /// The category with this id.
     pub fn by_id(&self, id: u64) -> Option<&Category> {
         self.by_id.get(&id).map(|&i| &self.categories[i])
+    }
+
+    /// The category that the table spells exactly so.
+    pub fn by_exact_name(&self, name: &str) -> Option<&Category> {
+        self.by_name.get(name).and_then(|&i| self.categories.get(i))
+    }
+
+    /// Whether several categories share this name or synonym, so that it means none of them.
+    pub fn is_shared(&self, name: &str) -> bool {
+        let holders = self.by_alias.get(&normalize(name));
+        holders.is_some_and(|h| h.len() > 1) && self.get(name).is_err()
     }
 
     /// Position of the category that [`CategoryTable::get`] finds.

@@ -7,10 +7,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::category::{Category, CategoryTable, Frequency};
+use super::entry::{Entry, IMAGES};
 use super::file::write_beside;
-use super::record::MosaicRecord;
+use super::mark::SourceMark;
 use crate::error::{Error, Result};
 use crate::mask::Rle;
+use crate::record::{Class, RecordId, Scores};
 
 /// Id of the first synthetic image; LVIS and COCO end at 581,929.
 pub const FIRST_IMAGE_ID: u64 = 1_000_000;
@@ -61,26 +63,9 @@ impl Default for ExportOptions {
             masks: MaskFormat::Rle,
             first_image_id: FIRST_IMAGE_ID,
             first_annotation_id: 1,
-            image_folder: super::record::IMAGES.into(),
+            image_folder: IMAGES.into(),
         }
     }
-}
-
-/// The mark on a synthetic image (key `mosaicbank` of the image's entry).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceMark {
-    /// The mosaic's id.
-    pub mosaic: String,
-    /// [`MosaicRecord::content_key`]: what the mosaic is made of.
-    pub key: String,
-    /// The mosaic's seed.
-    pub seed: u64,
-    /// Hash of the resolved recipe, hex.
-    pub recipe: String,
-    /// Name of the model.
-    pub model: String,
-    /// SHA-256 over the weights, hex.
-    pub weights: String,
 }
 
 /// The mark on a synthetic annotation (key `mosaicbank`).
@@ -89,6 +74,8 @@ struct InstanceMark {
     region: u32,
     prompt: String,
     score: f32,
+    #[serde(skip_serializing_if = "Scores::is_empty")]
+    scores: Scores,
 }
 
 #[derive(Debug, Serialize)]
@@ -191,7 +178,7 @@ pub struct Exporter {
     annotations: Vec<AnnotationOut>,
     /// Images and instances of each category.
     counts: HashMap<u64, (u64, u64)>,
-    file_names: HashMap<String, String>,
+    file_names: HashMap<String, RecordId>,
     empty: usize,
 }
 
@@ -228,14 +215,14 @@ impl Exporter {
     ///
     /// # Errors
     /// [`Error::Value`] when a name has two ids, an id two names, or only some have ids.
-    pub fn table_of(records: &[MosaicRecord]) -> Result<CategoryTable> {
-        let used: BTreeSet<(&str, Option<u64>)> = records
+    pub fn table_of(entries: &[Entry]) -> Result<CategoryTable> {
+        let used: BTreeSet<(&str, Option<u64>)> = entries
             .iter()
-            .flat_map(|r| {
-                let regions = r.regions.iter().map(|g| (&*g.category, g.category_id));
-                let instances = r.instances.iter().map(|i| (&*i.category, i.category_id));
-                regions.chain(instances)
+            .flat_map(|e| {
+                let regions = e.mosaic.regions.iter().map(|r| &r.category);
+                regions.chain(e.mosaic.instances.iter().map(|i| &i.category))
             })
+            .map(|c| (c.name.as_str(), c.id))
             .collect();
         let given = used.iter().filter(|(_, id)| id.is_some()).count();
         if given == 0 {
@@ -274,16 +261,17 @@ impl Exporter {
     /// # Errors
     /// [`Error::UnknownCategory`]; [`Error::Value`] when the record's category id is another
     /// than the table's, or two mosaics have the same picture.
-    pub fn add(&mut self, record: &MosaicRecord) -> Result<()> {
+    pub fn add(&mut self, entry: &Entry) -> Result<()> {
+        let record = &entry.mosaic;
         if record.instances.is_empty() {
             self.empty += 1;
             return Ok(());
         }
-        let lookup = |name: &str, id: Option<u64>| -> Result<u64> {
-            let found = self.table.get(name)?.id;
-            match id {
+        let lookup = |class: &Class| -> Result<u64> {
+            let found = self.table.get(&class.name)?.id;
+            match class.id {
                 Some(id) if id != found => Err(Error::value(
-                    format!("mosaic {}: category {name:?}", record.id),
+                    format!("mosaic {}: category {:?}", record.id, class.name),
                     format!("id {found}, as in {}", self.table.place()),
                     id,
                 )),
@@ -293,21 +281,20 @@ impl Exporter {
         let categories = record
             .instances
             .iter()
-            .map(|i| lookup(&i.category, i.category_id))
+            .map(|i| lookup(&i.category))
             .collect::<Result<Vec<_>>>()?;
         let failed = record
-            .regions
-            .iter()
-            .filter(|r| !r.verdict.is_kept())
-            .map(|r| lookup(&r.category, r.category_id))
+            .not_exhaustive()
+            .into_iter()
+            .map(lookup)
             .collect::<Result<BTreeSet<_>>>()?;
         let folder = self.options.image_folder.trim_end_matches('/');
         let file_name = if folder.is_empty() {
-            record.file_name.clone()
+            entry.file_name.clone()
         } else {
-            format!("{folder}/{}", record.file_name)
+            format!("{folder}/{}", entry.file_name)
         };
-        if let Some(other) = self.file_names.insert(file_name.clone(), record.id.clone()) {
+        if let Some(other) = self.file_names.insert(file_name.clone(), record.id) {
             return Err(Error::value(
                 format!("mosaic {}: file_name", record.id),
                 format!("another picture than that of mosaic {other}"),
@@ -318,8 +305,8 @@ impl Exporter {
         let image_id = self.options.first_image_id + self.images.len() as u64;
         for (instance, &category_id) in record.instances.iter().zip(&categories) {
             let segmentation = match self.options.masks {
-                MaskFormat::Rle => Outline::Rle(instance.rle.clone()),
-                MaskFormat::Polygons => Outline::Polygons(instance.rle.to_polygons()),
+                MaskFormat::Rle => Outline::Rle(instance.mask.clone()),
+                MaskFormat::Polygons => Outline::Polygons(instance.mask.to_polygons()),
             };
             self.annotations.push(AnnotationOut {
                 id: self.options.first_annotation_id + self.annotations.len() as u64,
@@ -330,9 +317,14 @@ impl Exporter {
                 iscrowd: 0,
                 segmentation,
                 mosaicbank: InstanceMark {
-                    region: instance.provenance.region,
-                    prompt: instance.provenance.prompt.clone(),
+                    region: instance.region,
+                    prompt: record
+                        .regions
+                        .get(instance.region as usize)
+                        .map(|r| r.prompt.clone())
+                        .unwrap_or_default(),
                     score: instance.score,
+                    scores: instance.scores.clone(),
                 },
             });
             self.counts.entry(category_id).or_default().1 += 1;
@@ -344,13 +336,12 @@ impl Exporter {
             id: image_id,
             coco_url: lvis.then(|| format!("mosaicbank://{file_name}")),
             file_name,
-            height: record.height,
-            width: record.width,
+            height: record.size.height,
+            width: record.size.width,
             neg_category_ids: lvis.then(Vec::new),
             not_exhaustive_category_ids: lvis.then(|| failed.into_iter().collect()),
             mosaicbank: SourceMark {
-                mosaic: record.id.clone(),
-                key: record.content_key(),
+                mosaic: record.id.to_string(),
                 seed: record.seed,
                 recipe: record.recipe.clone(),
                 model: record.model.clone(),

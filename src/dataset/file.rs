@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Writes a file beside its place (same folder) and renames it there, so that a reader sees the
-/// old file or the new one and never a part; the unfinished file is removed on failure.
+/// Writes a temporary file in the same folder and renames it to `path`, so that a reader sees the
+/// old file or the new one, never a part. On failure the temporary file is removed.
 ///
 /// # Errors
 /// What `write` returns, and [`Error::Io`] or [`Error::NotFound`] naming the path.
@@ -65,9 +65,9 @@ impl JsonFile {
             // An empty map is an error on some systems.
             None
         } else {
-            // SAFETY: the map is only read, as bytes, and dropped before the caller returns to
-            // the user. Whoever cuts the file short meanwhile ends this process, as for every
-            // mapped file; files are replaced by renaming, which does not touch the map.
+            // SAFETY: the map is only read, as bytes, and dropped before the command ends. Another
+            // process that truncates the file meanwhile kills this one, as with every mapped
+            // file; files are replaced by renaming, which does not touch the map.
             Some(unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?)
         };
         Ok(Self {
@@ -106,14 +106,14 @@ impl JsonFile {
 
 /// A record of an annotation file.
 pub(super) trait Record: Sized {
-    /// The list it stands in: `images`, ...
+    /// The list that holds it: `images`, ...
     const LIST: &'static str;
 
-    /// The key to blame when a record cannot be read, and what it should hold.
+    /// The key to name when a record cannot be read, and its expected value.
     fn keys() -> &'static [KeyRule];
 }
 
-/// A key of a record: its name, whether it must be there, what it should hold, and the test.
+/// A key of a record: its name, whether it is required, its expected value, and the test.
 pub(super) type KeyRule = (&'static str, bool, &'static str, fn(&Value) -> bool);
 
 /// Whether a value is an id.
@@ -141,7 +141,7 @@ pub(super) fn is_texts(v: &Value) -> bool {
     v.as_array().is_some_and(|a| a.iter().all(is_text))
 }
 
-/// Says which key of a record is wrong.
+/// Finds the wrong key of a record.
 pub(super) fn explain<R: Record>(record: &Value) -> Option<String> {
     let Some(fields) = record.as_object() else {
         return Some(format!("expected an object, got {}", kind(record)));

@@ -15,10 +15,11 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::category::CategoryTable;
-use super::export::{FIRST_IMAGE_ID, SourceMark};
+use super::export::FIRST_IMAGE_ID;
 use super::file::{
     JsonFile, KeyRule, Record, explain, is_id, is_ids, kind, records, write_beside,
 };
+use super::mark::SourceMark;
 use super::reader;
 use crate::error::{Error, Result};
 
@@ -205,7 +206,7 @@ struct Train<'a> {
     categories: Vec<WholeCategory>,
     next_image: u64,
     next_annotation: u64,
-    /// Content keys of the synthetic images in it.
+    /// Ids of the mosaics in it.
     marks: HashSet<String>,
     /// File names in use.
     names: HashSet<String>,
@@ -235,7 +236,7 @@ impl<'a> Train<'a> {
             next_annotation: after(annotations.iter().map(|a| a.id).max(), 1, "annotation")?,
             marks: images
                 .iter()
-                .filter_map(|i| Some(i.mosaicbank.as_ref()?.key.clone()))
+                .filter_map(|i| Some(i.mosaicbank.as_ref()?.mosaic.clone()))
                 .collect(),
             names: images.into_iter().filter_map(|i| i.file_name).collect(),
             table: reader::read_categories(file)?,
@@ -262,9 +263,8 @@ struct Added {
 /// - Categories are matched by name, and must be in the training file; their ids become the
 ///   training file's, and their image and instance counts add up where the training file
 ///   has counts. Frequencies stay: they speak of the real images.
-/// - A synthetic image that is in the training file already (by
-///   [`crate::dataset::MosaicRecord::content_key`]) is not added again, so that merging twice
-///   changes nothing.
+/// - A synthetic image that is in the training file already (by its mosaic's id) is not added
+///   again, so that merging twice changes nothing.
 ///
 /// The training file is mapped, not loaded; memory goes with its number of records.
 ///
@@ -353,7 +353,7 @@ fn append(
         if ids.contains_key(&head.id) {
             return Err(bad(at("id"), "an id used once", head.id.to_string()));
         }
-        if !train.marks.insert(mark.key) {
+        if !train.marks.insert(mark.mosaic) {
             ids.insert(head.id, None);
             report.already += 1;
             continue;

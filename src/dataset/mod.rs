@@ -2,30 +2,38 @@
 //!
 //! ```text
 //! train.json -> CategoryTable, Dataset          (category, reader)
-//! folder of mosaics -> MosaicRecord             (record)
-//! MosaicRecord -> Exporter -> synthetic.json    (export)
+//! folder of mosaics <-> Entry                   (entry, folder)
+//! Entry -> Exporter -> synthetic.json           (export, mark)
 //! train.json + synthetic.json -> merged.json    (merge)
-//! MosaicRecord -> YOLO folder, tar shards       (yolo, webdataset)
+//! Entry -> YOLO folder, tar shards              (yolo, webdataset)
 //! ```
 //!
-//! No pixel is read or changed here.
+//! No pixel is read or changed here; the room `picture` writes them.
 
 pub mod category;
+mod entry;
 pub mod export;
 mod file;
+pub mod folder;
+mod mark;
 pub mod merge;
+mod own_folder;
 pub mod reader;
-pub mod record;
+pub mod vocabulary;
 mod webdataset;
 mod yolo;
 
 pub use category::{Category, CategoryTable, Frequency};
+pub use entry::{Entry, IMAGES};
 pub use export::{
-    ExportFormat, ExportOptions, ExportReport, Exporter, FIRST_IMAGE_ID, MaskFormat, SourceMark,
+    ExportFormat, ExportOptions, ExportReport, Exporter, FIRST_IMAGE_ID, MaskFormat,
 };
 pub use file::write_beside;
+pub use folder::Folder;
+pub use mark::SourceMark;
 pub use merge::{MergeReport, merge_files};
+pub use own_folder::own_folder;
 pub use reader::{Annotation, Dataset, ImageEntry, RawCounts, ReadOptions, Segmentation};
-pub use record::{InstanceRecord, MosaicRecord, RECORD_FORMAT, RegionRecord};
+pub use vocabulary::{Alias, Aliases, Vocabulary, Words};
 pub use webdataset::write_webdataset;
 pub use yolo::{label_text, single_outline, write_yolo};

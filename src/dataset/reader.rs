@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::category::{CategoryFields, CategoryTable, count_pairs};
-use super::export::SourceMark;
 use super::file::{
     JsonFile, KeyRule, Nth, Record, explain, is_id, is_ids, is_side, is_text, kind, records,
 };
+use super::mark::SourceMark;
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mask::Rle;
@@ -369,6 +369,20 @@ fn nth_record(file: &JsonFile, list: &str, index: usize) -> Option<Value> {
 }
 
 const EXPECTED: &str = "an LVIS or COCO annotation file";
+
+impl CategoryTable {
+    /// Reads the categories of an LVIS or COCO annotation file (nothing else of it is kept in
+    /// memory), or a bare JSON list of categories.
+    ///
+    /// Counts that the file's categories lack are taken from its annotations; a missing
+    /// frequency follows from the image count.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Io`]; [`Error::Format`] naming file, record and key.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        read_categories(&JsonFile::open(path.as_ref())?)
+    }
+}
 
 pub(super) fn read_categories(file: &JsonFile) -> Result<CategoryTable> {
     let first = file.bytes().iter().find(|b| !b.is_ascii_whitespace());

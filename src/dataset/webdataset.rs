@@ -12,15 +12,16 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::category::CategoryTable;
+use super::entry::Entry;
 use super::file::write_beside;
-use super::record::MosaicRecord;
 use crate::error::{Error, Result};
 use crate::mask::Rle;
+use crate::record::Scores;
 
 /// `<id>.json` of a sample.
 #[derive(Serialize)]
 struct Sample<'a> {
-    id: &'a str,
+    id: String,
     height: u32,
     width: u32,
     seed: u64,
@@ -39,6 +40,8 @@ struct Annotation<'a> {
     area: u64,
     segmentation: &'a Rle,
     score: f32,
+    #[serde(skip_serializing_if = "Scores::is_empty")]
+    scores: &'a Scores,
     prompt: &'a str,
 }
 
@@ -50,31 +53,34 @@ struct Annotation<'a> {
 /// [`Error::UnknownCategory`], [`Error::Io`], and what `picture` returns.
 pub fn write_webdataset(
     out: &Path,
-    records: &[MosaicRecord],
+    entries: &[Entry],
     table: &CategoryTable,
     per_shard: usize,
-    picture: &mut dyn FnMut(&MosaicRecord) -> Result<Vec<u8>>,
+    picture: &mut dyn FnMut(&Entry) -> Result<Vec<u8>>,
 ) -> Result<(usize, usize, usize)> {
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
-    let full: Vec<&MosaicRecord> = records.iter().filter(|r| !r.instances.is_empty()).collect();
+    let full: Vec<&Entry> = entries
+        .iter()
+        .filter(|e| !e.mosaic.instances.is_empty())
+        .collect();
     let (mut shards, mut instances) = (0, 0);
     for part in full.chunks(per_shard.max(1)) {
         let path = out.join(format!("mosaics-{shards:06}.tar"));
         let mut failure = None;
         write_beside(&path, |file| {
             let mut tar = tar::Builder::new(file);
-            for record in part {
-                match members(record, table, picture) {
+            for entry in part {
+                match members(entry, table, picture) {
                     Ok((json, png)) => {
-                        append(&mut tar, &format!("{}.png", record.id), &png)?;
-                        append(&mut tar, &format!("{}.json", record.id), &json)?;
+                        append(&mut tar, &format!("{}.png", entry.mosaic.id), &png)?;
+                        append(&mut tar, &format!("{}.json", entry.mosaic.id), &json)?;
                     }
                     Err(e) => {
                         failure = Some(e);
                         return Err(std::io::Error::other("a mosaic cannot be written"));
                     }
                 }
-                instances += record.instances.len();
+                instances += entry.mosaic.instances.len();
             }
             tar.finish()
         })
@@ -85,29 +91,32 @@ pub fn write_webdataset(
 }
 
 fn members(
-    record: &MosaicRecord,
+    entry: &Entry,
     table: &CategoryTable,
-    picture: &mut dyn FnMut(&MosaicRecord) -> Result<Vec<u8>>,
+    picture: &mut dyn FnMut(&Entry) -> Result<Vec<u8>>,
 ) -> Result<(Vec<u8>, Vec<u8>)> {
+    let record = &entry.mosaic;
+    let prompt = |at: u32| record.regions.get(at as usize).map_or("", |r| &r.prompt);
     let annotations = record
         .instances
         .iter()
         .map(|i| {
             Ok(Annotation {
-                category: &i.category,
-                category_id: table.get(&i.category)?.id,
+                category: &i.category.name,
+                category_id: table.get(&i.category.name)?.id,
                 bbox: i.bbox.to_xywh(),
                 area: i.area,
-                segmentation: &i.rle,
+                segmentation: &i.mask,
                 score: i.score,
-                prompt: &i.provenance.prompt,
+                scores: &i.scores,
+                prompt: prompt(i.region),
             })
         })
         .collect::<Result<_>>()?;
     let sample = Sample {
-        id: &record.id,
-        height: record.height,
-        width: record.width,
+        id: record.id.to_string(),
+        height: record.size.height,
+        width: record.size.width,
         seed: record.seed,
         recipe: &record.recipe,
         model: &record.model,
@@ -115,7 +124,7 @@ fn members(
         annotations,
     };
     let json = serde_json::to_vec(&sample).map_err(|e| Error::backend("writing JSON", e))?;
-    Ok((json, picture(record)?))
+    Ok((json, picture(entry)?))
 }
 
 fn append<W: std::io::Write>(

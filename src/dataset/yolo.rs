@@ -12,8 +12,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::category::CategoryTable;
+use super::entry::{Entry, IMAGES};
 use super::file::write_beside;
-use super::record::{IMAGES, MosaicRecord};
 use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mask::Rle;
@@ -63,13 +63,13 @@ pub fn single_outline(mask: &Rle) -> Vec<f64> {
 ///
 /// # Errors
 /// [`Error::UnknownCategory`].
-pub fn label_text(record: &MosaicRecord, table: &CategoryTable) -> Result<String> {
-    let Size { height, width } = record.size();
+pub fn label_text(entry: &Entry, table: &CategoryTable) -> Result<String> {
+    let Size { height, width } = entry.mosaic.size;
     let mut text = String::new();
-    for instance in &record.instances {
-        let class = table.index(&instance.category)?;
+    for instance in &entry.mosaic.instances {
+        let class = table.index(&instance.category.name)?;
         let _ = write!(text, "{class}");
-        for corner in single_outline(&instance.rle).chunks_exact(2) {
+        for corner in single_outline(&instance.mask).chunks_exact(2) {
             let (x, y) = (corner[0] / f64::from(width), corner[1] / f64::from(height));
             let _ = write!(text, " {x:.6} {y:.6}");
         }
@@ -85,26 +85,28 @@ pub fn label_text(record: &MosaicRecord, table: &CategoryTable) -> Result<String
 /// [`Error::UnknownCategory`], [`Error::Io`], and what `picture` returns.
 pub fn write_yolo(
     out: &Path,
-    records: &[MosaicRecord],
+    entries: &[Entry],
     table: &CategoryTable,
-    picture: &mut dyn FnMut(&MosaicRecord) -> Result<Vec<u8>>,
+    picture: &mut dyn FnMut(&Entry) -> Result<Vec<u8>>,
 ) -> Result<(usize, usize)> {
     for folder in [IMAGES, LABELS] {
         let dir = out.join(folder);
         std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
     }
     let (mut images, mut instances) = (0, 0);
-    for record in records.iter().filter(|r| !r.instances.is_empty()) {
-        let text = label_text(record, table)?;
-        let png = picture(record)?;
-        write_beside(&out.join(IMAGES).join(format!("{}.png", record.id)), |f| {
-            f.write_all(&png)
-        })?;
-        write_beside(&out.join(LABELS).join(format!("{}.txt", record.id)), |f| {
-            f.write_all(text.as_bytes())
-        })?;
+    for entry in entries.iter().filter(|e| !e.mosaic.instances.is_empty()) {
+        let text = label_text(entry, table)?;
+        let png = picture(entry)?;
+        write_beside(
+            &out.join(IMAGES).join(format!("{}.png", entry.mosaic.id)),
+            |f| f.write_all(&png),
+        )?;
+        write_beside(
+            &out.join(LABELS).join(format!("{}.txt", entry.mosaic.id)),
+            |f| f.write_all(text.as_bytes()),
+        )?;
         images += 1;
-        instances += record.instances.len();
+        instances += entry.mosaic.instances.len();
     }
     // JSON's strings are YAML's, too.
     let mut yaml = format!("train: {IMAGES}\nval: {IMAGES}\nnames:\n");

@@ -1,57 +1,14 @@
-//! Attention, and the seam at which a [`Hook`] sees every cross-attention layer.
+//! Attention layers of the UNet and the autoencoder.
+
+use std::ops::Range;
 
 use tch::{Kind, Tensor};
 
+use super::watch::{AttentionEvent, Layer, Scores, Watch};
 use crate::error::Result;
+use crate::geometry::Size;
 use crate::nn::{LayerNorm, Linear};
 use crate::weights::Scope;
-
-/// The part of the UNet that a layer is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// Down blocks.
-    Down,
-    /// The middle block.
-    Mid,
-    /// Up blocks.
-    Up,
-}
-
-/// What a hook sees of one cross-attention layer: enough to compute any column of its
-/// probabilities, nothing to change its output with.
-pub struct CrossAttention<'a> {
-    /// Where the layer is.
-    pub stage: Stage,
-    /// Rows of the feature map.
-    pub height: i64,
-    /// Columns of the feature map.
-    pub width: i64,
-    /// `[batch, heads, height * width, d]`.
-    pub query: &'a Tensor,
-    /// `[batch, heads, tokens, d]`.
-    pub key: &'a Tensor,
-    /// Factor of the scores before the softmax, `1 / sqrt(d)`.
-    pub scale: f64,
-}
-
-/// Watches a forward pass.
-pub trait Hook {
-    /// Called before every block, so that a long pass can be stopped.
-    ///
-    /// # Errors
-    /// Whatever should end the pass.
-    fn check(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    /// Called for every cross-attention layer.
-    fn cross_attention(&mut self, _layer: &CrossAttention<'_>) {}
-}
-
-/// The hook that watches nothing.
-pub struct NoHook;
-
-impl Hook for NoHook {}
 
 /// `[batch, n, channels]` to `[batch, heads, n, d]`.
 fn split_heads(x: &Tensor, heads: i64) -> Tensor {
@@ -154,6 +111,11 @@ impl SpatialTransformer {
         })
     }
 
+    /// Number of cross-attention layers.
+    pub(super) fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Keys and values of `embeddings [batch, tokens, context]`, one per transformer block.
     pub(super) fn key_values(&self, embeddings: &Tensor) -> Vec<KeyValue> {
         self.blocks
@@ -168,14 +130,16 @@ impl SpatialTransformer {
             .collect()
     }
 
-    /// `[batch, channels, h, w]` to the same shape.
+    /// `[batch, channels, h, w]` to the same shape. `first` is the layer of the first block, the
+    /// others count on from it; the rows `conditional` hold a prompt.
     pub(super) fn forward(
         &self,
         x: &Tensor,
         context: &[KeyValue],
-        stage: Stage,
-        hook: &mut dyn Hook,
-    ) -> Tensor {
+        first: Layer,
+        conditional: &Range<i64>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor> {
         let (b, c, h, w) = x.size4().unwrap_or((0, 0, 0, 0));
         let (heads, d) = (self.heads, c / self.heads);
         // No copy where the memory format is channels-last.
@@ -186,7 +150,7 @@ impl SpatialTransformer {
             .contiguous()
             .view([b, h * w, c]);
         let mut y = self.project_in.forward(&flat);
-        for (block, kv) in self.blocks.iter().zip(context) {
+        for (i, (block, kv)) in self.blocks.iter().zip(context).enumerate() {
             let qkv = block.self_qkv.forward(&block.norm1.forward(&y));
             let qkv = qkv.view([b, h * w, 3, heads, d]).permute([2, 0, 3, 1, 4]);
             let attended = attend(
@@ -199,14 +163,21 @@ impl SpatialTransformer {
 
             let query = block.cross.query.forward(&block.norm2.forward(&y));
             let query = split_heads(&query, heads);
-            hook.cross_attention(&CrossAttention {
-                stage,
-                height: h,
-                width: w,
-                query: &query,
-                key: &kv.key,
-                scale: 1.0 / (d as f64).sqrt(),
-            });
+            watch.attention(&AttentionEvent {
+                layer: Layer {
+                    index: first.index + i,
+                    ..first
+                },
+                grid: Size::new(h as u32, w as u32),
+                heads,
+                scores: Scores::QueryKey {
+                    query: &query,
+                    key: &kv.key,
+                    scale: 1.0 / (d as f64).sqrt(),
+                },
+                text: 0..kv.key.size()[2],
+                conditional: conditional.clone(),
+            })?;
             let attended = attend(&query, &kv.key, &kv.value, self.upcast);
             y += block.cross.out.forward(&attended);
 
@@ -218,7 +189,7 @@ impl SpatialTransformer {
             .forward(&y)
             .view([b, h, w, c])
             .permute([0, 3, 1, 2]);
-        x + out
+        Ok(x + out)
     }
 }
 

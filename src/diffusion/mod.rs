@@ -1,15 +1,17 @@
-//! The diffusion model: UNet, autoencoder, schedulers, and the seam at which cross-attention can
-//! be watched. Knows neither prompts nor masks; the scheduler and the UNet do not meet here.
+//! The diffusion networks: UNet, autoencoder, schedulers, and what can be watched of a forward
+//! pass. Knows neither prompts nor masks; the scheduler and the denoiser do not meet here.
 
 mod attention;
 mod blocks;
 mod config;
+mod latent;
 mod scheduler;
 mod unet;
 mod vae;
+mod watch;
 
-pub use attention::{CrossAttention, Hook, NoHook, Stage};
-pub use config::{Prediction, SchedulerConfig};
-pub use scheduler::Scheduler;
+pub use latent::LatentSpace;
+pub use scheduler::{Prediction, Scheduler, SchedulerConfig};
 pub use unet::{Context, Unet};
 pub use vae::Vae;
+pub use watch::{AttentionEvent, Layer, Observer, Scores, Stage, Watch};

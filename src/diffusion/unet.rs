@@ -1,12 +1,14 @@
 //! The conditional UNet of Stable Diffusion 1.x and 2.x (Rombach et al., 2022).
 
+use std::ops::Range;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{Hook, KeyValue, SpatialTransformer, Stage, TransformerShape};
+use super::attention::{KeyValue, SpatialTransformer, TransformerShape};
 use super::blocks::{Conv, GroupNorm, Resnet, Upsample, preferred_format};
 use super::config::UnetConfig;
+use super::watch::{Layer, Stage, Watch};
 use crate::error::{Error, Result};
 use crate::nn::Linear;
 use crate::weights::{Scope, Weights};
@@ -32,6 +34,7 @@ struct UpBlock {
 pub struct Context {
     layers: Vec<Vec<KeyValue>>,
     batch: i64,
+    conditional: Range<i64>,
 }
 
 /// A UNet that predicts the noise in a latent, given a timestep and a prompt.
@@ -207,11 +210,12 @@ impl Unet {
         self.guidance.is_some()
     }
 
-    /// Prepares a batch of prompt embeddings `[batch, tokens, width]`.
+    /// Prepares a batch of prompt embeddings `[batch, tokens, width]`, of which the rows
+    /// `conditional` are told to observers as such.
     ///
     /// # Errors
     /// [`Error::Value`] when the width is not the configuration's `cross_attention_dim`.
-    pub fn context(&self, embeddings: &Tensor) -> Result<Context> {
+    pub fn context(&self, embeddings: &Tensor, conditional: Range<i64>) -> Result<Context> {
         let size = embeddings.size();
         if size.len() != 3 || size[2] != self.config.cross_attention_dim {
             return Err(Error::value(
@@ -237,6 +241,7 @@ impl Unet {
         Ok(Context {
             layers,
             batch: size[0],
+            conditional,
         })
     }
 
@@ -279,14 +284,14 @@ impl Unet {
     ///
     /// # Errors
     /// [`Error::Value`] when the batch or the channels do not fit the context or the model;
-    /// whatever [`Hook::check`] returns.
+    /// what `watch` returns.
     pub fn forward(
         &self,
         sample: &Tensor,
         timestep: f64,
         guidance: f64,
         context: &Context,
-        hook: &mut dyn Hook,
+        watch: &mut Watch<'_>,
     ) -> Result<Tensor> {
         let size = sample.size();
         if size.len() != 4 || size[0] != context.batch || size[1] != self.config.in_channels {
@@ -299,18 +304,29 @@ impl Unet {
         let time = self.embed_time(timestep, guidance);
         let mut contexts = context.layers.iter().map(Vec::as_slice);
         // Down, middle, up: the order in which `context` laid them out.
-        let mut transform = |t: &SpatialTransformer, x: &Tensor, stage, hook: &mut dyn Hook| {
-            t.forward(x, contexts.next().unwrap_or_default(), stage, hook)
+        let mut next = Layer {
+            stage: Stage::Down,
+            index: 0,
         };
+        let mut transform =
+            |t: &SpatialTransformer, x: &Tensor, stage: Stage, watch: &mut Watch<'_>| {
+                if stage != next.stage {
+                    next = Layer { stage, index: 0 };
+                }
+                let first = next;
+                next.index += t.layers();
+                let kv = contexts.next().unwrap_or_default();
+                t.forward(x, kv, first, &context.conditional, watch)
+            };
         let sample = preferred_format(&sample.to_device(self.device).to_kind(self.kind));
         let mut x = self.conv_in.forward(&sample);
         let mut skips = vec![x.shallow_clone()];
         for block in &self.down {
             for unit in &block.units {
-                hook.check()?;
+                watch.check()?;
                 x = unit.resnet.forward(&x, Some(&time));
                 if let Some(transformer) = &unit.transformer {
-                    x = transform(transformer, &x, Stage::Down, hook);
+                    x = transform(transformer, &x, Stage::Down, watch)?;
                 }
                 skips.push(x.shallow_clone());
             }
@@ -319,19 +335,19 @@ impl Unet {
                 skips.push(x.shallow_clone());
             }
         }
-        hook.check()?;
+        watch.check()?;
         x = self.mid.0.forward(&x, Some(&time));
-        x = transform(&self.mid.1, &x, Stage::Mid, hook);
+        x = transform(&self.mid.1, &x, Stage::Mid, watch)?;
         x = self.mid.2.forward(&x, Some(&time));
         for block in &self.up {
             for unit in &block.units {
-                hook.check()?;
+                watch.check()?;
                 let skip = skips.pop().unwrap_or_else(|| x.shallow_clone());
                 let joined = Tensor::cat(&[&x, &skip], 1);
                 drop(skip);
                 x = unit.resnet.forward(&joined, Some(&time));
                 if let Some(transformer) = &unit.transformer {
-                    x = transform(transformer, &x, Stage::Up, hook);
+                    x = transform(transformer, &x, Stage::Up, watch)?;
                 }
             }
             if let Some(upsample) = &block.upsample {

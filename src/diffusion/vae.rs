@@ -4,9 +4,11 @@ use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{Hook, MidAttention};
+use super::attention::MidAttention;
 use super::blocks::{Conv, GroupNorm, Resnet, Upsample, preferred_format};
 use super::config::VaeConfig;
+use super::latent::LatentSpace;
+use super::watch::Watch;
 use crate::error::{Error, Result};
 use crate::weights::{Scope, Weights};
 
@@ -208,8 +210,19 @@ impl Vae {
         })
     }
 
+    /// Its latents, of which the denoiser takes `patch` x `patch` cells as one position.
+    pub fn space(&self, patch: u32) -> LatentSpace {
+        LatentSpace {
+            channels: self.config.latent_channels,
+            factor: self.factor(),
+            patch,
+            scale: self.config.scaling_factor,
+            shift: self.config.shift_factor,
+        }
+    }
+
     /// Pixels per latent cell, along each axis.
-    pub fn factor(&self) -> u32 {
+    fn factor(&self) -> u32 {
         1 << (self.config.channels.len() - 1)
     }
 
@@ -217,8 +230,8 @@ impl Vae {
     /// `[batch, 3, H, W]`, float32, about -1..1.
     ///
     /// # Errors
-    /// [`Error::Value`] for another shape; whatever [`Hook::check`] returns.
-    pub fn decode(&self, latents: &Tensor, hook: &mut dyn Hook) -> Result<Tensor> {
+    /// [`Error::Value`] for another shape; what `watch` returns.
+    pub fn decode(&self, latents: &Tensor, watch: &mut Watch<'_>) -> Result<Tensor> {
         let size = latents.size();
         if size.len() != 4 || size[1] != self.config.latent_channels {
             return Err(Error::value(
@@ -227,7 +240,7 @@ impl Vae {
                 format!("{size:?}"),
             ));
         }
-        let z = latents / self.config.scaling_factor + self.config.shift_factor;
+        let z = self.space(1).to_autoencoder(latents);
         let mut x = preferred_format(&z.to_device(self.device).to_kind(self.kind));
         if let Some(conv) = &self.decoder.post_quant {
             x = conv.forward(&x);
@@ -235,7 +248,7 @@ impl Vae {
         x = self.decoder.mid.forward(&self.decoder.conv_in.forward(&x));
         for (resnets, upsample) in &self.decoder.blocks {
             for resnet in resnets {
-                hook.check()?;
+                watch.check()?;
                 x = resnet.forward(&x, None);
             }
             if let Some(upsample) = upsample {
@@ -254,9 +267,9 @@ impl Vae {
     /// at the diffusion model's scale.
     ///
     /// # Errors
-    /// [`Error::Value`] for another shape or sides that the factor does not divide; whatever
-    /// [`Hook::check`] returns.
-    pub fn encode(&self, pixels: &Tensor, hook: &mut dyn Hook) -> Result<Tensor> {
+    /// [`Error::Value`] for another shape or sides that the factor does not divide; what
+    /// `watch` returns.
+    pub fn encode(&self, pixels: &Tensor, watch: &mut Watch<'_>) -> Result<Tensor> {
         let size = pixels.size();
         let factor = i64::from(self.factor());
         if size.len() != 4 || size[1] != 3 || size[2] % factor != 0 || size[3] % factor != 0 {
@@ -270,7 +283,7 @@ impl Vae {
         x = self.encoder.conv_in.forward(&x);
         for (resnets, downsample) in &self.encoder.blocks {
             for resnet in resnets {
-                hook.check()?;
+                watch.check()?;
                 x = resnet.forward(&x, None);
             }
             if let Some(conv) = downsample {
@@ -289,6 +302,6 @@ impl Vae {
         let mean = x
             .narrow(1, 0, self.config.latent_channels)
             .to_kind(Kind::Float);
-        Ok((mean - self.config.shift_factor) * self.config.scaling_factor)
+        Ok(self.space(1).to_denoiser(&mean))
     }
 }

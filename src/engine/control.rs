@@ -1,5 +1,5 @@
-//! When an engine pauses or stops: a file in the bank, a signal, the end of the process that it
-//! works for.
+//! Pausing and stopping an engine: by a file in the bank, by a signal, or because the trainer
+//! that it works for ended.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::status::process::is_alive;
 
-/// While this file exists, the bank's engines pause.
+/// While this file exists in the bank, its engines pause.
 pub const PAUSE_FILE: &str = "pause";
 
-/// How often files and processes are looked at.
+/// How often files and processes are checked.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// What the loop asks between steps.
+/// Checked by the loop between steps.
 pub struct Control<'a> {
     stop: &'a (dyn Fn() -> bool + Sync),
     pause: PathBuf,
@@ -23,7 +23,7 @@ pub struct Control<'a> {
 }
 
 impl<'a> Control<'a> {
-    /// Of an engine of the bank in `dir`, stopped by `stop`.
+    /// For an engine of the bank in `dir`. The engine ends once `stop` returns true.
     pub fn new(dir: &Path, stop: &'a (dyn Fn() -> bool + Sync)) -> Self {
         Self {
             stop,
@@ -48,7 +48,7 @@ impl<'a> Control<'a> {
         }
     }
 
-    /// Whether the engine should do nothing; looks at the file a few times per second at most.
+    /// Whether the engine should pause. Checks the file a few times per second at most.
     pub fn paused(&self) -> bool {
         let mut looked = self.looked.lock();
         if looked.is_none_or(|at| at.elapsed() >= LOOK) {
@@ -58,7 +58,7 @@ impl<'a> Control<'a> {
         self.paused.load(Ordering::Relaxed)
     }
 
-    /// Sleeps, in slices, so that stopping does not wait.
+    /// Sleeps in short slices, so that stopping is noticed within 50 ms.
     ///
     /// # Errors
     /// [`Error::Interrupted`] when the engine should end.
@@ -75,7 +75,7 @@ impl<'a> Control<'a> {
     }
 }
 
-/// Pauses the engines of the bank in `dir`, or lets them go on.
+/// Pauses or resumes the engines of the bank in `dir`.
 ///
 /// # Errors
 /// [`Error::Io`] when the bank cannot be written.
@@ -91,7 +91,7 @@ pub fn set_paused(dir: &Path, paused: bool) -> Result<()> {
     }
 }
 
-/// Calls `ended` from a thread of its own when process `pid` has ended, however it did.
+/// Calls `ended` on a new thread once process `pid` has ended, for whatever reason.
 ///
 /// # Errors
 /// [`Error::Backend`] when no thread can be started.

@@ -1,54 +1,30 @@
-//! What is short, and by how much: the bank's stock against the target, weighted by rarity, by
-//! what trainers ask for, and by feedback.
+//! What is short, and by how much: the bank's stock against the target, weighted by how much each
+//! category is wanted ([`crate::priority`]).
 
 use std::time::{Duration, Instant};
 
 use super::plan::Shortage;
-use crate::bank::{Bank, Category, Demand, Kind};
-use crate::dataset::CategoryTable;
+use crate::bank::{Bank, Demand, Kind};
+use crate::dataset::Vocabulary;
 use crate::error::{Error, Result};
+use crate::priority::{self, RARE_IMAGES, anticipated, images_of};
 
-/// Training images of a category of each frequency, where only the frequency is known: about the
-/// medians of LVIS v1 (its bands are 1..=10, 11..=100, and more).
-const IMAGES_BY_FREQUENCY: [(&str, f64); 3] = [("r", 5.0), ("c", 40.0), ("f", 400.0)];
-/// Training images at which rarity is 1: the most that LVIS calls rare.
-const RARE_IMAGES: f64 = 10.0;
-/// A category without a training image counts as half an image, as the sampler has it.
-const NO_IMAGE: f64 = 0.5;
-
-/// Demand of a category that nobody asked for while others were: it comes last, but it comes.
-const UNASKED: f64 = 0.002;
 /// A slot that the bank could not answer counts as this many that it could.
 const MISS: f64 = 4.0;
-/// Demand is forgotten by half in this time.
+/// Half-life of the exponentially decayed request counts.
 const HALF_LIFE: Duration = Duration::from_secs(300);
-/// What the board says when the engine starts counts as this many requests at most.
+/// Requests made before the engine started count as this many at most.
 const HISTORY: f64 = 100.0;
 
-/// Use counts are looked through again after this time even if nothing seems to have changed:
-/// pasted instances do not show on the demand board.
+/// Use counts are scanned again after this time even if nothing seems to have changed: pasted
+/// instances do not show on the demand board.
 const RESCAN: Duration = Duration::from_secs(5);
 /// ... and not more often than this.
 const LEAST_RESCAN: Duration = Duration::from_millis(200);
 
-/// How rare a category is; 1 at ten training images, more below.
-pub fn rarity(category: &Category) -> f64 {
-    let images = match (category.image_count, &category.frequency) {
-        (Some(0), _) => NO_IMAGE,
-        (Some(n), _) => n as f64,
-        (None, Some(band)) => IMAGES_BY_FREQUENCY
-            .iter()
-            .find(|(letter, _)| letter == band)
-            .map_or(RARE_IMAGES, |(_, images)| *images),
-        (None, None) => RARE_IMAGES,
-    };
-    (RARE_IMAGES / images).sqrt()
-}
-
-/// Which categories of the bank the model can draw: those of its own table where it has one, else
-/// all. From other names a small model draws shapes without meaning.
-pub fn drawable(bank: &Bank, model: Option<&CategoryTable>) -> Vec<bool> {
-    let known = |name: &str| model.is_none_or(|table| table.get(name).is_ok());
+/// Which categories of the bank the model can draw: those that the vocabulary has words for.
+pub fn drawable(bank: &Bank, vocabulary: &Vocabulary) -> Vec<bool> {
+    let known = |name: &str| vocabulary.get(name).is_some();
     bank.categories().iter().map(|c| known(&c.name)).collect()
 }
 
@@ -77,7 +53,8 @@ pub fn choose(bank: &Bank, words: &[String], drawable: &[bool]) -> Result<Vec<u3
             if drawable.get(at) == Some(&false) {
                 return Err(Error::value(
                     format!("category {word:?}"),
-                    "one that the model was trained on (its categories.json)",
+                    "one that the model was trained on (its categories.json; --aliases gives it \
+                     another name)",
                     "another one",
                 ));
             }
@@ -94,7 +71,7 @@ pub fn choose(bank: &Bank, words: &[String], drawable: &[bool]) -> Result<Vec<u3
     if left < meant {
         tracing::warn!(
             "{} of {meant} categories are left out: the model was not trained on them (its \
-             categories.json)",
+             categories.json; --aliases gives them other names)",
             meant - left
         );
     }
@@ -121,7 +98,7 @@ pub struct DemandTracker {
     target: u64,
     wanted: Vec<u32>,
     rarity: Vec<f64>,
-    /// Requests, forgotten by and by.
+    /// Exponentially decayed request counts.
     asked: Vec<f64>,
     board: Vec<Demand>,
     counted: Instant,
@@ -146,7 +123,11 @@ impl DemandTracker {
         Self {
             target,
             wanted,
-            rarity: bank.categories().iter().map(rarity).collect(),
+            rarity: bank
+                .categories()
+                .iter()
+                .map(|c| priority::rarity(images_of(c), RARE_IMAGES))
+                .collect(),
             asked,
             board,
             counted: Instant::now(),
@@ -225,31 +206,29 @@ impl DemandTracker {
         self.board = snapshot;
     }
 
-    /// Demand of each category, 0.002 (nobody asks) to about 1 (the most asked for); 1 where
-    /// nobody has asked for anything.
-    fn demand(&self) -> Vec<f64> {
-        let most = self.asked.iter().copied().fold(0.0, f64::max);
-        // Less than one request within the memory of the engine.
-        if most < 0.01 {
-            return vec![1.0; self.asked.len()];
-        }
-        self.asked.iter().map(|a| UNASKED + a / most).collect()
+    /// How much each category is wanted: what trainers request, or by rarity and feedback while
+    /// none requests anything.
+    fn wanted_by(&self) -> Vec<f64> {
+        let feedback = |c: usize| self.board.get(c).map_or(1.0, |d| f64::from(d.weight));
+        let prior: Vec<f64> = (0..)
+            .zip(&self.rarity)
+            .map(|(c, &rarity)| priority::priority(rarity, 1.0, feedback(c)))
+            .collect();
+        anticipated(&self.asked, &prior)
     }
 
     /// What each category of the bank needs, with `coming` mosaics of each on their way.
     pub fn needs(&self, coming: &[u64]) -> Vec<Shortage> {
-        let demand = self.demand();
+        let wanted_by = self.wanted_by();
         let mut needs = vec![Shortage::default(); self.fresh.len()];
         for &c in &self.wanted {
             let c = c as usize;
-            let get = |list: &[f64]| list.get(c).copied().unwrap_or(1.0);
             let there = self.fresh.get(c).copied().unwrap_or_default()
                 + coming.get(c).copied().unwrap_or_default();
-            let feedback = self.board.get(c).map_or(1.0, |d| f64::from(d.weight));
             if let Some(need) = needs.get_mut(c) {
                 *need = Shortage {
                     missing: self.target.saturating_sub(there),
-                    weight: get(&self.rarity) * get(&demand) * feedback,
+                    weight: wanted_by.get(c).copied().unwrap_or_default(),
                     barred: false,
                 };
             }
@@ -305,7 +284,8 @@ fn unused(bank: &Bank, kind: Kind, category: u32, stock: u64, most: u64) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bank::{BankInfo, Limits};
+    use crate::bank::{BankInfo, Category, Limits};
+    use crate::dataset::{Aliases, CategoryTable};
 
     fn bank(dir: &std::path::Path, bands: &[Option<&str>]) -> Bank {
         let categories = (1..)
@@ -325,29 +305,12 @@ mod tests {
     }
 
     #[test]
-    fn rarer_weighs_more() {
-        let of = |image_count, band: Option<&str>| {
-            rarity(&Category {
-                id: 1,
-                name: "a".into(),
-                frequency: band.map(str::to_owned),
-                image_count,
-            })
-        };
-        assert!((of(Some(10), None) - 1.0).abs() < 1e-12);
-        assert!(of(Some(0), Some("r")) > of(Some(1), Some("r")));
-        assert!(of(None, Some("r")) > of(None, Some("c")));
-        assert!(of(None, Some("c")) > of(None, Some("f")));
-        assert!((of(None, None) - 1.0).abs() < 1e-12);
-    }
-
-    #[test]
     fn categories_by_band_or_name() {
         let dir = tempfile::tempdir().unwrap();
         let bank = bank(dir.path(), &[Some("r"), Some("f"), Some("r"), None]);
         let choose = |words: &[&str]| {
             let words: Vec<_> = words.iter().map(ToString::to_string).collect();
-            super::choose(&bank, &words, &drawable(&bank, None))
+            super::choose(&bank, &words, &[true; 4])
         };
         assert_eq!(choose(&["rare"]).unwrap(), [0, 2]);
         assert_eq!(choose(&["all"]).unwrap(), [0, 1, 2, 3]);
@@ -355,8 +318,11 @@ mod tests {
         let error = choose(&["common"]).unwrap_err().to_string();
         assert!(error.contains("rare"), "{error}");
         assert!(choose(&["c9"]).is_err());
-        let table = CategoryTable::from_names(["c1", "c4"]).unwrap();
-        let only = drawable(&bank, Some(&table));
+        let table = |names: &[&str]| CategoryTable::from_names(names.to_vec()).unwrap();
+        let dataset = table(&["c1", "c2", "c3", "c4"]);
+        let model = table(&["c1", "C4"]);
+        let words = Vocabulary::new(&dataset, Some(&model), &Aliases::default()).unwrap();
+        let only = drawable(&bank, &words);
         assert_eq!(only, [true, false, false, true]);
         let of = |word: &str| super::choose(&bank, &[word.to_owned()], &only);
         assert_eq!(of("all").unwrap(), [0, 3]);
@@ -400,6 +366,22 @@ mod tests {
             (got[0] - 2.0 * got[2]).abs() < 1e-9 && got[1] == 0.0,
             "{got:?}"
         );
+    }
+
+    #[test]
+    fn feedback_acts_once_when_trainers_ask() {
+        let dir = tempfile::tempdir().unwrap();
+        let bank = bank(dir.path(), &[Some("r"), Some("r")]);
+        let board = bank.board().unwrap();
+        let mut needs = DemandTracker::new(&bank, vec![0, 1], 5);
+        // A feedback of 3 makes trainers ask three times as often: no more than that.
+        board.set_feedback(0, 3.0, 1.0).unwrap();
+        for category in [0, 0, 0, 1] {
+            board.asked(category);
+        }
+        needs.refresh(&bank).unwrap();
+        let got: Vec<f64> = needs.needs(&[]).iter().map(|n| n.deficit()).collect();
+        assert!((got[0] / got[1] - 3.0).abs() < 0.05, "{got:?}");
     }
 
     #[test]

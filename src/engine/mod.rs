@@ -8,9 +8,10 @@
 //!                           ledger <- bank commit <- label and encode (a thread of its own)
 //! ```
 //!
-//! [`plan`], [`demand`], [`seeds`], [`throttle`] and [`control`] link no libtorch. The `backend`,
-//! the `planner` and the `worker` exist with the cargo feature `engine` only. What an engine says
-//! about itself is in the room [`status`](crate::status).
+//! The `backend` and the `worker` exist with the cargo feature `engine` only; all else links no
+//! libtorch. What an engine says about itself is in the room [`status`](crate::status).
+//!
+//! Seams: [`planner::Planner`] and [`feedback::FeedbackPolicy`].
 //!
 //! The trainer never needs anything of this room: it reads what lies in the bank.
 
@@ -18,6 +19,10 @@
 pub mod demand;
 // Which categories the next mosaics hold.
 pub mod plan;
+// What to make next: the planners.
+pub mod planner;
+// From what a trainer observes to the demand board.
+pub mod feedback;
 // Which seed each gets: never the same twice.
 pub mod seeds;
 // How much of the device's time the work may take.
@@ -32,6 +37,6 @@ pub mod backend;
 // The loop.
 #[cfg(feature = "engine")]
 pub mod worker;
-// What the loop is told to make.
+// Whether what is made again is the same.
 #[cfg(feature = "engine")]
-pub mod planner;
+pub mod reproduce;

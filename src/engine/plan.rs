@@ -15,7 +15,7 @@ const SHARE_OF_ALL: f64 = 0.2;
 pub struct Shortage {
     /// Mosaics with it that are missing, what is being made already taken off.
     pub missing: u64,
-    /// Rarity x demand x feedback; at least 0.
+    /// How much it is wanted ([`crate::priority`]); at least 0.
     pub weight: f64,
     /// Never shown, not beside others either.
     pub barred: bool,

@@ -1,9 +1,9 @@
-//! Seeds: each is handed out once per bank, whatever is killed or runs side by side.
+//! Seeds: each is used once per bank, even if engines are killed or run in parallel.
 //!
 //! A seed is a *stream* (31 bits, drawn when the bank gets its first engine) and a number that
-//! counts up within it. The counter lies in the bank (`seeds.json`); engines take blocks of it
-//! under a file lock, and what is left of a block when an engine ends is never used. Banks have
-//! different streams, so that what several machines made can be merged.
+//! counts up within it. The counter is in the bank (`seeds.json`). Engines take blocks of numbers
+//! under a file lock; the rest of a block is lost when an engine ends. Banks have different streams,
+//! so that banks of several machines can be merged.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::rng;
 pub const SEEDS_FILE: &str = "seeds.json";
 const LOCK_FILE: &str = "seeds.lock";
 
-/// Seeds that are taken from the file at once.
+/// Seeds per block.
 const BLOCK: u32 = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ const BLOCK: u32 = 64;
 struct Counter {
     /// High half of every seed; below 2^31, so that a seed fits a signed 64-bit integer.
     stream: u32,
-    /// The next number that nobody has.
+    /// The next free number.
     next: u32,
 }
 
@@ -35,14 +35,14 @@ struct Counter {
 #[derive(Debug)]
 pub struct Seeds {
     dir: PathBuf,
-    /// Of a bank that has no stream yet; drawn at random when absent.
+    /// Stream for a bank without one; random if `None`.
     base: Option<u64>,
     block: Counter,
     left: u32,
 }
 
 impl Seeds {
-    /// For the bank in `dir`. `base` decides the stream of a bank that has none yet.
+    /// For the bank in `dir`. `base` sets the stream of a bank without one.
     pub fn new(dir: &Path, base: Option<u64>) -> Self {
         Self {
             dir: dir.to_path_buf(),
@@ -52,7 +52,7 @@ impl Seeds {
         }
     }
 
-    /// A seed that nobody else has or gets.
+    /// A seed that is used nowhere else in the bank.
     ///
     /// # Errors
     /// [`Error::Io`] when the bank cannot be written, [`Error::Format`] when the counter's file
@@ -118,8 +118,8 @@ impl Seeds {
     }
 }
 
-/// A rename survives a power cut once its directory is on disk; where that cannot be asked for,
-/// nothing is lost but that.
+/// Syncs the directory, so that a rename survives a power cut. Where this is not supported, only
+/// that guarantee is lost.
 fn sync_directory(dir: &Path) {
     if let Ok(file) = File::open(dir) {
         let _ = file.sync_all();

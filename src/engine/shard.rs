@@ -1,8 +1,8 @@
-//! Which part of a stock one of several processes makes: disjoint, and together everything.
+//! Shares of the work of several processes: disjoint, and together complete.
 
 use crate::error::{Error, Result};
 
-/// Pairs of environment variables that launchers set: this process's number, and how many.
+/// Pairs of environment variables that launchers set: this process's rank, and the world size.
 const VARIABLES: [[&str; 2]; 2] = [["RANK", "WORLD_SIZE"], ["SLURM_PROCID", "SLURM_NTASKS"]];
 
 /// Part `index` of `count`.
@@ -15,7 +15,7 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// All of it.
+    /// All of the work.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
 
     /// From `i/n`, i from 0 to n - 1.
@@ -39,7 +39,7 @@ impl Shard {
     /// From what `torchrun` or Slurm set, [`Shard::WHOLE`] without it.
     ///
     /// # Errors
-    /// [`Error::Value`] when the variables are set but make no sense.
+    /// [`Error::Value`] when the variables are set but invalid.
     pub fn from_environment(get: impl Fn(&str) -> Option<String>) -> Result<Self> {
         for [index, count] in VARIABLES {
             if let (Some(i), Some(n)) = (get(index), get(count)) {
@@ -55,8 +55,8 @@ impl Shard {
         Ok(Self::WHOLE)
     }
 
-    /// Its part of `per_category` mosaics of each of `categories` categories: the mosaics are
-    /// numbered through and dealt out in turn.
+    /// Its share of `per_category` mosaics of each of `categories` categories: the mosaics are
+    /// numbered consecutively and distributed round-robin.
     pub fn goals(self, categories: usize, per_category: u64) -> Vec<u64> {
         (0..categories as u64)
             .map(|c| {
@@ -69,7 +69,7 @@ impl Shard {
             .collect()
     }
 
-    /// Name of the bank that this part goes to, inside the one that was named.
+    /// Name of this share's bank, a folder inside the named bank's.
     pub fn directory(self) -> Option<String> {
         (self.count > 1).then(|| format!("shard-{}-of-{}", self.index, self.count))
     }

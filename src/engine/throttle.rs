@@ -1,27 +1,27 @@
-//! The share of the device's time that the engine may take, so that a trainer on the same device
-//! keeps the rest.
+//! Limits the engine's share of the device's time, so that a trainer on the same device gets the
+//! rest.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-/// Rest that is due is taken once it is this long: shorter sleeps are mostly overshoot.
+/// Shortest rest: shorter sleeps are mostly overshoot.
 const LEAST_REST: Duration = Duration::from_millis(2);
-/// What is measured is the share over this much of the past.
+/// The measured share covers this much of the past.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Keeps work and rest in a given relation, and measures it.
+/// Keeps a given ratio of work and rest, and measures it.
 #[derive(Debug)]
 pub struct Throttle {
     duty: f64,
-    /// Rest that is due, seconds; what was overslept is taken off.
+    /// Rest due, seconds; oversleeping is subtracted.
     owed: f64,
     meter: Meter,
 }
 
 impl Throttle {
-    /// For a share of the time between 0 (not) and 1.
+    /// For a share of the time, above 0 and at most 1.
     ///
     /// # Errors
     /// [`Error::Value`] for any other share.
@@ -37,7 +37,7 @@ impl Throttle {
         }
     }
 
-    /// The share that was asked for.
+    /// The requested share.
     pub fn duty(&self) -> f64 {
         self.duty
     }
@@ -53,10 +53,10 @@ impl Throttle {
         }
     }
 
-    /// The device did nothing for `time`, be it rest or waiting while there was work to do.
+    /// The device was idle for `time`: resting, or waiting although there was work.
     pub fn rested(&mut self, time: Duration) {
         self.meter.add(Duration::ZERO, time);
-        // Oversleeping is made up for; a long wait is no licence for a long burst.
+        // Oversleeping is compensated; a long wait does not allow a long burst.
         self.owed = (self.owed - time.as_secs_f64()).max(-0.05);
     }
 

@@ -1,94 +1,42 @@
-//! The loop: plan, denoise, and on a thread of its own label, encode and write, so that the device
-//! does not wait for the CPU.
+//! The engine's loop: plans and denoises on one thread; labels, encodes and writes on another, so
+//! that the device does not wait for the CPU.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use rand::RngExt;
 
 use super::backend::{Backend, Finisher, Order};
 use super::control::Control;
 use super::plan::Batch;
+use super::planner::{Next, Planner, Report};
 use super::seeds::Seeds;
 use super::throttle::Throttle;
-use crate::bank::{Bank, MosaicRecord};
-use crate::error::{Error, Result};
-use crate::mosaic::{Canvas, Denoised, Mosaic, Progress};
+use crate::bank::{Bank, INFO_FILE, MosaicRecord};
+use crate::error::{Error, Result, panic_message};
+use crate::mosaic::{Canvas, Denoised, Labelled, Progress};
 use crate::rng;
 use crate::status::{EngineStatus, State, StatusWriter};
 
-/// How often the bank is looked at while there is nothing to do: well within the second in which
-/// the engine is to wake.
+/// How often the bank is checked while there is nothing to do. New demand must wake the engine
+/// within a second.
 const POLL: Duration = Duration::from_millis(200);
-/// How long the loop waits for what is being labelled before it asks again.
+/// How often a wait for the labelling thread checks whether the engine is being stopped.
+const LISTEN: Duration = Duration::from_millis(50);
+/// How long the loop waits for mosaics in progress before it plans again.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
-/// A full disk is tried again after this time, which doubles up to [`MOST_RETRY`].
+/// First pause before retrying on a full disk. It doubles up to [`MOST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const MOST_RETRY: Duration = Duration::from_secs(10);
-/// How often records that were used up are taken out of the bank.
+/// How often used-up records are removed from the bank.
 const RETIRE: Duration = Duration::from_secs(60);
-/// Batches that cannot be labelled, one after the other, until the engine gives up.
+/// Number of consecutive batches that fail in labelling before the engine gives up.
 const MOST_FAILURES: u32 = 5;
-
-/// What became of one mosaic.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// Categories of its regions.
-    pub tried: Vec<u32>,
-    /// Those of its instances, each once.
-    pub kept: Vec<u32>,
-    /// Its instances.
-    pub instances: u64,
-    /// Records that had to go because the bank is full.
-    pub evicted: u64,
-}
-
-/// What the planner answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    /// Make these.
-    Make(Batch),
-    /// There is nothing to make now.
-    Wait,
-    /// There will be nothing to make.
-    Done,
-}
-
-/// A planner's part of the engine status.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Outlook {
-    /// Mosaics that every category should have.
-    pub target: u64,
-    /// Categories that are looked after.
-    pub categories: usize,
-    /// Those of them that have the target.
-    pub stocked: usize,
-    /// Mosaics that are missing.
-    pub missing: u64,
-}
-
-/// Says what to make.
-pub trait Planner {
-    /// The next batch of at most `most` mosaics; `coming` says how many mosaics of each category
-    /// are on their way.
-    ///
-    /// # Errors
-    /// Whatever makes it pointless to go on.
-    fn next(&mut self, bank: &Bank, coming: &[u64], most: usize) -> Result<Next>;
-
-    /// A mosaic was written, or came to nothing.
-    fn written(&mut self, report: &Report);
-
-    /// A denoising step is done.
-    fn step(&mut self, _done: usize, _all: usize) {}
-
-    /// Its part of the engine status.
-    fn outlook(&self) -> Outlook;
-}
 
 /// How the loop works.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +51,7 @@ pub struct Settings {
     pub idle_exit: Option<Duration>,
 }
 
-/// Mosaics on their way from the device to the bank.
+/// A batch on its way from the device to the bank.
 struct Job {
     /// Category of each region of each mosaic.
     categories: Vec<Vec<u32>>,
@@ -111,7 +59,7 @@ struct Job {
     denoised: Vec<Denoised>,
 }
 
-/// What the two threads share.
+/// State shared by the two threads.
 struct Shared<'a> {
     bank: &'a Bank,
     control: &'a Control<'a>,
@@ -151,8 +99,8 @@ fn once(categories: &[u32]) -> Vec<u32> {
     once
 }
 
-/// Makes what `planner` asks for until it is done, the engine is stopped, or something fails that
-/// trying again would not mend.
+/// Generates what `planner` asks for until it is done, the engine is stopped, or an error occurs
+/// that a retry would not fix.
 ///
 /// # Errors
 /// [`Error::Interrupted`] when stopped; [`Error::OutOfMemory`] when not even one region fits;
@@ -184,10 +132,17 @@ pub fn run(
     let finisher = backend.finisher();
     let out = std::thread::scope(|scope| {
         // One batch waits while another is labelled and a third is denoised.
-        let (send, receive) = sync_channel(1);
+        let (send, receive) = bounded(1);
         let finishing = std::thread::Builder::new()
             .name("finisher".into())
-            .spawn_scoped(scope, || finish(&*finisher, receive, &shared))
+            .spawn_scoped(scope, || {
+                let work = AssertUnwindSafe(|| finish(&*finisher, receive, &shared));
+                if let Err(panic) = catch_unwind(work) {
+                    // The device loop finds it and ends; a supervisor then starts a new engine.
+                    let error = Error::backend("labelling", panic_message(&*panic));
+                    *shared.fatal.lock() = Some(error);
+                }
+            })
             .map_err(|e| Error::backend("starting the labelling thread", e))?;
         let mut device = DeviceLoop {
             backend,
@@ -228,13 +183,14 @@ struct DeviceLoop<'a> {
 }
 
 impl DeviceLoop<'_> {
-    fn run(&mut self, seeds: &mut Seeds, send: &SyncSender<Job>) -> Result<()> {
+    fn run(&mut self, seeds: &mut Seeds, send: &Sender<Job>) -> Result<()> {
         let mut idle_since: Option<Instant> = None;
         loop {
             self.shared.control.check()?;
             if self.shared.fatal.lock().is_some() {
                 return Ok(());
             }
+            self.check_bank()?;
             self.wait_while_paused()?;
             self.take_reports();
             let planning = Instant::now();
@@ -302,7 +258,20 @@ impl DeviceLoop<'_> {
         }
     }
 
-    /// The first of what waits; the rest of it waits on.
+    /// An open bank can be written after its directory was removed: nobody would ever read it.
+    fn check_bank(&self) -> Result<()> {
+        let path = self.shared.bank.path().join(INFO_FILE);
+        if path.exists() {
+            return Ok(());
+        }
+        Err(Error::NotFound {
+            what: "the bank".into(),
+            path,
+            hint: "\nhint: it was removed or moved while the engine was running".into(),
+        })
+    }
+
+    /// Splits off as many mosaics as fit into a batch; the rest stays queued.
     fn as_many_as_fit(&mut self, (mut categories, mut canvases): Planned) -> Planned {
         let most = self.settings.batch.max(1);
         if canvases.len() > most {
@@ -312,7 +281,7 @@ impl DeviceLoop<'_> {
         (categories, canvases)
     }
 
-    /// Seeds, layouts and canvases of a batch; counted as coming.
+    /// Draws seeds and layouts of a batch and counts its mosaics as coming.
     fn order(&self, batch: Batch, seeds: &mut Seeds) -> Result<(Vec<Vec<u32>>, Vec<Canvas>)> {
         let bank = self.shared.bank;
         let mut layout = None;
@@ -338,7 +307,7 @@ impl DeviceLoop<'_> {
         Ok((batch.mosaics, canvases))
     }
 
-    /// A seed; waits while the disk is full.
+    /// Takes a seed. Retries while the disk is full.
     fn take_seed(&self, seeds: &mut Seeds) -> Result<u64> {
         let mut pause = FIRST_RETRY;
         loop {
@@ -354,7 +323,8 @@ impl DeviceLoop<'_> {
         }
     }
 
-    /// The device's part; `None` when it did not fit and smaller batches were put in its place.
+    /// Denoises a batch on the device. `None` if it did not fit into memory: smaller batches are
+    /// then queued in its place.
     fn denoise(
         &mut self,
         categories: &[Vec<u32>],
@@ -409,7 +379,7 @@ impl DeviceLoop<'_> {
         }
     }
 
-    /// The device has worked since `mark`: rests as the duty has it, and says for how long.
+    /// Rests as the duty requires after the work since `mark`; returns the time that it rested.
     fn worked(&self, mark: &Cell<Instant>) -> Duration {
         let mut time = mark.get().elapsed();
         if self.backend.on_cpu() {
@@ -433,7 +403,7 @@ impl DeviceLoop<'_> {
         rested
     }
 
-    /// Halves what is made at once and puts the batch back.
+    /// Halves the batch size and queues the batch again.
     fn shrink(
         &mut self,
         categories: &[Vec<u32>],
@@ -473,34 +443,34 @@ impl DeviceLoop<'_> {
         Ok(())
     }
 
-    /// To the labelling thread; waits while that is behind.
-    fn hand_over(&self, send: &SyncSender<Job>, job: Job) -> Result<()> {
+    /// Passes a batch to the labelling thread; waits while that is busy.
+    fn hand_over(&self, send: &Sender<Job>, job: Job) -> Result<()> {
         let begin = Instant::now();
-        let mut job = Some(job);
-        while let Some(next) = job.take() {
-            match send.try_send(next) {
-                Ok(()) => {}
-                Err(TrySendError::Full(back)) => {
-                    job = Some(back);
-                    self.shared.control.sleep(Duration::from_millis(2))?;
+        let mut job = job;
+        loop {
+            match send.send_timeout(job, LISTEN) {
+                Ok(()) => break,
+                Err(SendTimeoutError::Timeout(back)) => {
+                    job = back;
+                    self.shared.control.check()?;
                     self.take_reports();
                 }
                 // It ended because of an error, which the loop finds.
-                Err(TrySendError::Disconnected(_)) => return Ok(()),
+                Err(SendTimeoutError::Disconnected(_)) => return Ok(()),
             }
         }
         self.waited(begin.elapsed());
         Ok(())
     }
 
-    /// Waits for what is on its way.
+    /// Waits for mosaics in progress.
     fn wait(&self, since: Instant, time: Duration) -> Result<()> {
         self.shared.control.sleep(time)?;
         self.waited(since.elapsed());
         Ok(())
     }
 
-    /// The device did nothing though there was something to make.
+    /// Records time in which the device waited although there was work.
     fn waited(&self, time: Duration) {
         self.throttle.borrow_mut().rested(time);
         self.shared.status.update(|b| {
@@ -542,14 +512,14 @@ impl DeviceLoop<'_> {
     }
 }
 
-/// Of the time with something to make, the share in which the device neither worked nor rested.
+/// Share of the time with work in which the device neither worked nor rested.
 fn update_idle_share(b: &mut EngineStatus) {
     let s = b.stages;
     let all = s.denoise + s.rest + s.plan + s.wait;
     b.idle_share = (all > 0.0).then(|| (s.plan + s.wait) / all);
 }
 
-/// What runs beside the device: labels, encodes, writes.
+/// The second thread: labels, encodes and writes.
 fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
     let mut failures = 0;
     let mut retired = Instant::now();
@@ -582,23 +552,28 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
                 continue;
             }
         };
+        let rejected = rejected(&mosaics);
         let mut records = Vec::with_capacity(mosaics.len());
-        for (canvas, mosaic) in job.canvases.iter().zip(&mosaics) {
-            if let Some(problem) = &mosaic.problem {
-                tracing::warn!("mosaic of seed {} dropped: {problem}", mosaic.seed);
-                shared.status.update(|b| b.record_drop(mosaic.seed));
+        for Labelled {
+            record, problem, ..
+        } in mosaics
+        {
+            let seed = record.seed;
+            if let Some(problem) = &problem {
+                tracing::warn!("mosaic of seed {seed} dropped: {problem}");
+                shared.status.update(|b| b.record_drop(seed));
             }
-            if mosaic.problem.is_some() || mosaic.instances.is_empty() {
+            if problem.is_some() || record.instances.is_empty() {
                 continue;
             }
-            match finisher.record(shared.bank, canvas, mosaic).and_then(|r| {
-                r.validate(shared.bank.categories().len())?;
+            match shared.bank.indexed(record).and_then(|r| {
+                r.validate_in(shared.bank.categories().len())?;
                 Ok(r)
             }) {
                 Ok(record) => records.push(record),
                 Err(e) => {
                     shared.status.error(&e);
-                    shared.status.update(|b| b.record_drop(mosaic.seed));
+                    shared.status.update(|b| b.record_drop(seed));
                 }
             }
         }
@@ -613,7 +588,7 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
         shared
             .status
             .update(|b| b.stages.write += begin.elapsed().as_secs_f64());
-        tally(shared, &mosaics, &records);
+        tally(shared, rejected, &records);
         if retired.elapsed() >= RETIRE {
             retired = Instant::now();
             if let Err(e) = shared.bank.retire() {
@@ -621,8 +596,8 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
             }
         }
         let mut evicted = Some(evicted);
-        for (mosaic, categories) in mosaics.iter().zip(&job.categories) {
-            let record = records.iter().find(|r| r.seed == mosaic.seed);
+        for (canvas, categories) in job.canvases.iter().zip(&job.categories) {
+            let record = records.iter().find(|r| r.seed == canvas.seed);
             report(
                 shared,
                 categories,
@@ -633,7 +608,8 @@ fn finish(finisher: &dyn Finisher, jobs: Receiver<Job>, shared: &Shared<'_>) {
     }
 }
 
-/// One commit; a disk that is full is waited for. Says how many records had to go.
+/// Writes records in one commit; retries while the disk is full. Returns how many records were
+/// evicted.
 fn write(shared: &Shared<'_>, records: &[MosaicRecord]) -> Result<u64> {
     let mut pause = FIRST_RETRY;
     loop {
@@ -657,19 +633,20 @@ fn write(shared: &Shared<'_>, records: &[MosaicRecord]) -> Result<u64> {
     }
 }
 
-fn tally(shared: &Shared<'_>, mosaics: &[Mosaic], records: &[MosaicRecord]) {
+/// Regions that gave no instance.
+fn rejected(mosaics: &[Labelled]) -> u64 {
+    let regions = mosaics.iter().flat_map(|m| &m.record.regions);
+    regions.filter(|r| !r.verdict.is_kept()).count() as u64
+}
+
+fn tally(shared: &Shared<'_>, rejected: u64, records: &[MosaicRecord]) {
     let instances: u64 = records.iter().map(|r| r.instances.len() as u64).sum();
-    let rejected: u64 = mosaics
-        .iter()
-        .flat_map(|m| &m.regions)
-        .filter(|r| !r.verdict.is_kept())
-        .count() as u64;
     shared
         .status
         .committed(records.len() as u64, instances, rejected);
 }
 
-/// A mosaic is through: it is in the bank, or it never will be.
+/// Reports a finished mosaic: `record` if it was written, `None` if it was dropped.
 fn report(
     shared: &Shared<'_>,
     categories: &[u32],

@@ -63,6 +63,37 @@ fn check(what: &str, map: &[f32], size: Size) -> Result<()> {
     }
 }
 
+/// Checks the size of a result.
+pub(super) fn check_target(to: Size) -> Result<()> {
+    if to.area() == 0 || to.area() > super::rle::MAX_PIXELS {
+        return Err(Error::value(
+            "size to resize to",
+            "at least 1 x 1 and at most 2^28 positions",
+            format!("{} x {}", to.height, to.width),
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the maps of several resolutions.
+pub(super) fn check_maps(maps: &[(Size, &[f32])]) -> Result<()> {
+    if maps.is_empty() {
+        return Err(Error::value(
+            "attention maps",
+            "at least one resolution",
+            "none",
+        ));
+    }
+    for (i, &(size, map)) in maps.iter().enumerate() {
+        let what = format!("attention map {i}");
+        check(&what, map, size)?;
+        if let Some(v) = map.iter().find(|v| **v < 0.0) {
+            return Err(Error::value(what, "probabilities (0 or more)", v));
+        }
+    }
+    Ok(())
+}
+
 /// Resizes a row-major map as torch's `interpolate(mode="bicubic", align_corners=False)` does:
 /// cubic convolution with a = -0.75, no antialiasing. Values may leave the input's range.
 ///
@@ -71,13 +102,7 @@ fn check(what: &str, map: &[f32], size: Size) -> Result<()> {
 /// or a value is not finite.
 pub fn resize_bicubic(map: &[f32], from: Size, to: Size) -> Result<Vec<f32>> {
     check("map to resize", map, from)?;
-    if to.area() == 0 || to.area() > super::rle::MAX_PIXELS {
-        return Err(Error::value(
-            "size to resize to",
-            "at least 1 x 1 and at most 2^28 positions",
-            format!("{} x {}", to.height, to.width),
-        ));
-    }
+    check_target(to)?;
     let (w, width) = (from.width as usize, to.width as usize);
     let (columns, rows) = (taps(from.width, to.width), taps(from.height, to.height));
     // Along the rows first: the maps are small, so this part is the cheap one.
@@ -123,20 +148,9 @@ fn divide_by_max(map: &mut [f32]) {
 /// [`Error::Value`] when there is no map, a length is not its size's, or a value is negative or
 /// not finite (16-bit overflow).
 pub fn aggregate(maps: &[(Size, &[f32])], region: Size) -> Result<Vec<f32>> {
-    if maps.is_empty() {
-        return Err(Error::value(
-            "attention maps",
-            "at least one resolution",
-            "none",
-        ));
-    }
+    check_maps(maps)?;
     let mut sum = vec![0f32; 0];
     for (i, &(size, map)) in maps.iter().enumerate() {
-        let what = format!("attention map {i}");
-        check(&what, map, size)?;
-        if let Some(v) = map.iter().find(|v| **v < 0.0) {
-            return Err(Error::value(what, "probabilities (0 or more)", v));
-        }
         let mut map = map.to_vec();
         divide_by_max(&mut map);
         let large = resize_bicubic(&map, size, region)?;

@@ -1,32 +1,48 @@
-//! Masks on plain arrays: attention map to binary mask, components, the filter, COCO RLE.
+//! Masks on plain arrays: from a finished picture and its attention to instances or a verdict.
 //!
 //! ```text
-//! maps of all resolutions -> one map in 0..1     aggregate
-//!   -> first mask                                threshold (Otsu, or fixed)
-//!   -> mask that follows the picture             refine (bilateral solver)
-//!   -> components on the canvas, or a verdict    components, filter
+//! picture, prompt, attention -> proposals        source (attention: aggregate, threshold)
+//!   -> mask that follows the picture             refiner (bilateral solver)
+//!   -> objects on the canvas, scores, verdict    components, check (size)
 //!   -> runs, polygons                            rle, contour
 //! ```
 //!
-//! Nothing here knows a model, a file or a thread pool: the caller runs regions in parallel.
+//! Sources, refiners and checks are the room's seams: a recipe lists them by kind, and
+//! `mosaic::examine` walks the lists. Nothing here knows a model, a file or a thread pool; what a
+//! kind needs from outside is lent to it ([`Tools`]).
 
+mod kinds;
+pub mod region;
+pub mod tools;
+//
 pub mod aggregate;
+pub mod eight_bit;
+pub mod source;
 pub mod threshold;
 //
-pub mod refine;
+pub mod refiner;
 //
+pub mod check;
 pub mod components;
-pub mod filter;
+pub mod verdict;
 //
 pub(crate) mod contour;
 pub mod rle;
 
 pub use aggregate::{aggregate, resize_bicubic};
+pub use check::size::{ComponentRule, SizeCheck, filter_region};
+pub use check::{AnyCheck, Candidate, Check, Finding, Objects};
 pub use components::{Component, Components, components, largest_component};
-pub use filter::{ComponentRule, FilterParams, Measure, Verdict, filter_region};
-pub use refine::{BilateralGrid, RefineParams, SolveReport, bilateral_solve};
+pub use eight_bit::aggregate_8_bit;
+pub use refiner::bilateral::{Bilateral, BilateralGrid, SolveReport, bilateral_solve};
+pub use refiner::{AnyRefiner, Draft, Refiner};
+pub use region::{Block, Captured, LevelMap, Reading, RegionView, SubjectTokens};
 pub use rle::Rle;
+pub use source::attention::Attention;
+pub use source::{AnySource, Proposal, Source};
 pub use threshold::{Threshold, otsu};
+pub use tools::Tools;
+pub use verdict::{Measure, Verdict};
 
 use crate::geometry::{PixelBox, Size};
 

@@ -70,14 +70,14 @@ fn eight_bit(value: &f32) -> u8 {
 }
 
 impl Threshold {
-    /// Checks the value.
+    /// Checks the value; `place` is the recipe's key.
     ///
     /// # Errors
     /// [`Error::Value`] when a fixed threshold is not between 0 and 1.
-    pub fn validate(&self) -> Result<()> {
+    pub fn validate(&self, place: &str) -> Result<()> {
         match self {
             Self::Fixed(v) if !(0.0..1.0).contains(v) => Err(Error::value(
-                "threshold.fixed",
+                format!("{place}.fixed"),
                 "a value from 0 to below 1",
                 v,
             )),

@@ -2,6 +2,7 @@
 
 use super::layout::Part;
 use super::prompt::Subject;
+use crate::diffusion::LatentSpace;
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
 
@@ -60,12 +61,13 @@ pub struct Canvas {
 }
 
 impl Canvas {
-    /// Refuses what cannot be made with a VAE of this factor.
+    /// Refuses what cannot be made in this latent space.
     ///
     /// # Errors
     /// [`Error::Value`] with the region's index, what was expected and what was found.
-    pub fn validate(&self, factor: u32) -> Result<()> {
-        self.size.to_latent(factor)?;
+    pub fn validate(&self, space: &LatentSpace) -> Result<()> {
+        let multiple = space.multiple();
+        self.size.to_latent(multiple)?;
         if self.regions.is_empty() {
             return Err(Error::value("regions", "at least one", "none"));
         }
@@ -82,7 +84,7 @@ impl Canvas {
                 },
                 other => other,
             };
-            region.bbox.to_latent(factor, self.size).map_err(at)?;
+            region.bbox.to_latent(multiple, self.size).map_err(at)?;
             let own = region.own;
             if own.is_empty() || own.intersect(region.bbox) != own {
                 return Err(Error::value(

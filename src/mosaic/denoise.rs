@@ -1,20 +1,22 @@
-//! The denoising loop: the only place where the scheduler and the UNet meet.
+//! The denoising loop: the only place where the scheduler and the denoiser meet.
 //!
-//! All regions of all canvases that share a latent size go through the UNet in one batch, their
+//! Regions of all canvases that share a latent size go through the denoiser in batches, their
 //! unconditional and conditional halves together. Each canvas has a noise and a scheduler of its
-//! own, so what comes out does not depend on its neighbours.
+//! own, so that a canvas does not depend on the others. The loop is the same for all families.
 
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor};
 
+use super::blend_weights::blend_weights;
 use super::canvas::{Canvas, Region};
-use super::capture::{GroupMaps, LevelMap, Watch};
+use super::capture::GroupMaps;
 use super::model::Model;
-use super::window;
-use crate::diffusion::{Context, Hook, Scheduler};
+use crate::diffusion::{Observer, Scheduler, Watch};
 use crate::error::{Error, Result};
+use crate::family::{Conditioned, Conditioning, Placement};
 use crate::geometry::{LatentBox, Size};
-use crate::recipe::{Recipe, SubjectTokens};
+use crate::mask::{Captured, SubjectTokens};
+use crate::recipe::Recipe;
 use crate::rng;
 
 /// A decoded canvas with the attention of its regions.
@@ -24,8 +26,8 @@ pub struct Denoised {
     pub rgb: Vec<u8>,
     /// Pixels.
     pub size: Size,
-    /// For each region its maps by resolution; empty without capture.
-    pub attention: Vec<Vec<LevelMap>>,
+    /// For each region the recipe's readings; `None` without capture: it is not to be labelled.
+    pub captured: Option<Vec<Vec<Captured>>>,
     /// Why the picture cannot be used.
     pub problem: Option<String>,
 }
@@ -36,38 +38,40 @@ pub(super) struct Controls<'a> {
     pub check: &'a mut dyn FnMut() -> Result<()>,
     /// Called after every step with the number done and the number of all.
     pub step: &'a mut dyn FnMut(usize, usize),
-    /// Whether attention is read.
+    /// Whether the maps for masks are captured.
     pub capture: bool,
-    /// Regions per UNet call at most.
+    /// See the attention of every denoiser call, beside the capture.
+    pub observers: Vec<&'a mut dyn Observer>,
+    /// Regions per denoiser call at most.
     pub batch: usize,
 }
 
-/// One canvas on its way.
+/// A canvas between two steps.
 struct Running {
     latents: Tensor,
     noise: Tensor,
-    scheduler: Scheduler,
+    scheduler: Box<dyn Scheduler>,
     boxes: Vec<LatentBox>,
-    windows: Vec<Tensor>,
-    /// The sum of the windows; 1 where no region lies, whose noise is 0 anyway.
-    weight: Tensor,
+    /// For each region the weights of its predictions.
+    weights: Vec<Tensor>,
+    /// Their sum on the canvas; 1 where no region lies, whose prediction is 0 anyway.
+    total_weight: Tensor,
     /// For regions that start from a picture: its latent, and the first step that may change it.
     held: Vec<Option<(Tensor, usize)>>,
-    /// Weighted noise predictions of the current step.
+    /// The weighted sum of the current step's predictions.
     predicted: Tensor,
     seed: u64,
 }
 
-/// Regions that are denoised in one UNet call.
-struct Group {
+/// Regions that are denoised in one call.
+struct Group<'m> {
     /// Canvas and region, in batch order.
     members: Vec<(usize, usize)>,
-    context: Context,
+    conditioned: Box<dyn Conditioned + 'm>,
     /// `[n, 1, 1, 1]`; absent without classifier-free guidance.
     guidance: Option<Tensor>,
-    /// For models that take guidance as an input.
-    embedded_guidance: f64,
-    maps: Option<GroupMaps>,
+    /// One for each of the recipe's readings; none without capture.
+    maps: Vec<GroupMaps>,
 }
 
 /// Standard normal noise `[1, channels, h, w]`, float32, from the seed alone.
@@ -119,10 +123,10 @@ pub(super) fn run(
             canvas.predicted = canvas.latents.zeros_like();
         }
         for group in &mut groups {
-            let noise = predict(model, group, &running, i, controls)?;
+            let output = predict(group, &running, i, controls)?;
             for (k, &(c, r)) in group.members.iter().enumerate() {
                 let canvas = &mut running[c];
-                let weighted = noise.narrow(0, k as i64, 1) * &canvas.windows[r];
+                let weighted = output.narrow(0, k as i64, 1) * &canvas.weights[r];
                 let _ = slice(&canvas.predicted, canvas.boxes[r]).g_add_(&weighted);
             }
         }
@@ -132,28 +136,24 @@ pub(super) fn run(
         (controls.step)(i + 1 - first, steps - first);
     }
 
-    let mut attention: Vec<Vec<Vec<LevelMap>>> = canvases
+    let mut captured: Vec<Vec<Vec<Captured>>> = canvases
         .iter()
         .map(|c| vec![Vec::new(); c.regions.len()])
         .collect();
     for group in groups {
-        if let Some(maps) = group.maps {
-            for ((c, r), levels) in group.members.into_iter().zip(maps.finish()?) {
-                attention[c][r] = levels;
+        for maps in group.maps {
+            for (&(c, r), one) in group.members.iter().zip(maps.finish()?) {
+                captured[c][r].push(one);
             }
         }
     }
     let mut out = Vec::with_capacity(canvases.len());
-    for ((canvas, run), attention) in canvases.iter().zip(&running).zip(attention) {
-        let mut watch = Watch {
-            check: &mut *controls.check,
-            maps: None,
-        };
-        let (rgb, problem) = decode(model, &run.latents, &mut watch)?;
+    for ((canvas, run), captured) in canvases.iter().zip(&running).zip(captured) {
+        let (rgb, problem) = decode(model, &run.latents, controls)?;
         out.push(Denoised {
             rgb,
             size: canvas.size,
-            attention,
+            captured: controls.capture.then_some(captured),
             problem,
         });
     }
@@ -167,10 +167,10 @@ fn start(
     init_noise: Option<&Tensor>,
     controls: &mut Controls<'_>,
 ) -> Result<Running> {
-    let factor = model.vae.factor();
-    canvas.validate(factor)?;
+    let space = model.space();
+    canvas.validate(&space)?;
+    let (factor, channels) = (space.factor, space.channels);
     let size = canvas.size.to_latent(factor)?;
-    let channels = model.unet.channels();
     let noise = match init_noise {
         Some(noise) => {
             let expected = vec![1, channels, i64::from(size.height), i64::from(size.width)];
@@ -198,19 +198,21 @@ fn start(
         }
     }
     let noise = noise.to_device(model.device);
-    let scheduler = Scheduler::new(&model.scheduler, recipe.scheduler, recipe.steps)?;
-    let windows: Vec<Tensor> = boxes
+    let scheduler = model
+        .scheduler()
+        .trajectory(recipe.scheduler, recipe.steps)?;
+    let weights: Vec<Tensor> = boxes
         .iter()
-        .map(|b| window::weights(recipe.window, b.size(), model.device))
+        .map(|b| blend_weights(recipe.window, b.size(), model.device))
         .collect();
-    let weight = Tensor::zeros(
+    let total = Tensor::zeros(
         [1, 1, i64::from(size.height), i64::from(size.width)],
         (Kind::Float, model.device),
     );
-    for (b, w) in boxes.iter().zip(&windows) {
-        let _ = slice(&weight, *b).g_add_(w);
+    for (b, w) in boxes.iter().zip(&weights) {
+        let _ = slice(&total, *b).g_add_(w);
     }
-    let weight = weight.where_self(&weight.gt(0.0), &weight.ones_like());
+    let total_weight = total.where_self(&total.gt(0.0), &total.ones_like());
     let steps = scheduler.timesteps().len();
     let mut held = Vec::with_capacity(canvas.regions.len());
     for region in &canvas.regions {
@@ -225,8 +227,8 @@ fn start(
         noise,
         scheduler,
         boxes,
-        windows,
-        weight,
+        weights,
+        total_weight,
         held,
         seed: canvas.seed,
     })
@@ -252,11 +254,7 @@ fn picture_latent(
         .permute([2, 0, 1])
         .unsqueeze(0);
     let pixels = pixels.to_kind(Kind::Float) / 127.5 - 1.0;
-    let mut watch = Watch {
-        check: &mut *controls.check,
-        maps: None,
-    };
-    let latent = model.vae.encode(&pixels, &mut watch)?;
+    let latent = model.encode(&pixels, controls.check)?;
     let free = (steps as f64 * image.strength).round() as usize;
     Ok((latent, steps - free.min(steps)))
 }
@@ -290,7 +288,7 @@ impl Running {
 
     /// One scheduler step on the whole canvas, with the merged prediction.
     fn advance(&mut self, i: usize) -> Result<()> {
-        let merged = &self.predicted / &self.weight;
+        let merged = &self.predicted / &self.total_weight;
         let fresh = if self.scheduler.wants_noise(i) {
             let size = self.latents.size();
             let cells = Size::new(size[2] as u32, size[3] as u32);
@@ -307,14 +305,14 @@ impl Running {
 }
 
 /// Collects regions of equal size, in batches of at most `controls.batch`.
-fn group(
-    model: &Model,
+fn group<'m>(
+    model: &'m Model,
     recipe: &Recipe,
     canvases: &[Canvas],
     running: &[Running],
     controls: &mut Controls<'_>,
-) -> Result<Vec<Group>> {
-    let embedded = model.unet.embeds_guidance();
+) -> Result<Vec<Group<'m>>> {
+    let embedded = model.denoiser().embeds_guidance();
     // Size, whether it is guided, and the guidance where that is an input of the model.
     type Key = (u32, u32, bool, Option<u64>);
     let mut sorted: Vec<(Key, Vec<(usize, usize)>)> = Vec::new();
@@ -346,34 +344,46 @@ fn group(
                 prompts.extend(regions.iter().map(|_| recipe.negative_prompt.as_str()));
             }
             prompts.extend(regions.iter().map(|r| r.subject.prompt.as_str()));
-            let embeddings = model.embed(&prompts, recipe.clip_skip as usize)?;
             let guidance = guided.then(|| {
                 let weights: Vec<f32> = regions.iter().map(|r| r.guidance as f32).collect();
                 Tensor::from_slice(&weights)
                     .view([-1, 1, 1, 1])
                     .to_device(model.device)
             });
-            let maps = if controls.capture {
-                let positions = regions
-                    .iter()
-                    .map(|r| subject_positions(model, recipe, r))
-                    .collect::<Result<Vec<_>>>()?;
-                let size = Size::new(height, width);
-                Some(GroupMaps::new(
-                    &recipe.attention,
-                    size,
-                    &positions,
-                    model.tokenizer.length(),
-                    model.device,
-                ))
+            let readings = if controls.capture {
+                recipe.readings()
             } else {
-                None
+                Vec::new()
             };
+            let maps = readings
+                .into_iter()
+                .map(|reading| {
+                    let subjects = regions
+                        .iter()
+                        .map(|r| subject_shares(model, reading.subject, r))
+                        .collect::<Result<Vec<_>>>()?;
+                    let size = Size::new(height, width);
+                    Ok(GroupMaps::new(reading, size, &subjects, model.device))
+                })
+                .collect::<Result<_>>()?;
+            let n = members.len() as i64;
+            let first = prompts.len() as i64 - n;
+            let mut placements = Vec::with_capacity(prompts.len());
+            for _ in 0..prompts.len() / members.len() {
+                placements.extend(members.iter().map(|&(c, r)| Placement {
+                    region: canvases[c].regions[r].bbox,
+                    canvas: canvases[c].size,
+                }));
+            }
             groups.push(Group {
                 members: members.to_vec(),
-                context: model.unet.context(&embeddings)?,
+                conditioned: model.denoiser().condition(Conditioning {
+                    text: model.embed(&prompts, recipe.clip_skip as usize)?,
+                    placements,
+                    conditional: first..first + n,
+                    guidance: embedded_guidance.map_or(1.0, f64::from_bits),
+                })?,
                 guidance,
-                embedded_guidance: embedded_guidance.map_or(1.0, f64::from_bits),
                 maps,
             });
         }
@@ -381,30 +391,32 @@ fn group(
     Ok(groups)
 }
 
-fn subject_positions(model: &Model, recipe: &Recipe, region: &Region) -> Result<Vec<usize>> {
+/// For each token of the region's prompt, its share in the map of the subject; they sum to 1.
+fn subject_shares(model: &Model, read: SubjectTokens, region: &Region) -> Result<Vec<f32>> {
     let subject = &region.subject;
-    let tokens = model.tokenizer.encode(&subject.prompt)?;
+    let tokens = model.tokens(&subject.prompt)?;
     let mut positions = tokens.positions(&subject.span);
-    if recipe.attention.subject == SubjectTokens::Last {
+    if read == SubjectTokens::Last {
         positions = positions.split_off(positions.len().saturating_sub(1));
     }
+    let n = tokens.ids.len();
     if positions.is_empty() {
         return Err(Error::value(
             "prompt",
-            format!(
-                "the subject within the first {} tokens",
-                model.tokenizer.length()
-            ),
+            format!("the subject within the first {n} tokens"),
             format!("{:?}, which is cut before it", subject.prompt),
         ));
     }
-    Ok(positions)
+    let mut shares = vec![0.0; n];
+    for &position in &positions {
+        shares[position] = 1.0 / positions.len() as f32;
+    }
+    Ok(shares)
 }
 
-/// The guided noise prediction of a group, `[n, channels, h, w]`.
+/// The guided output for a group, `[n, channels, h, w]`.
 fn predict(
-    model: &Model,
-    group: &mut Group,
+    group: &mut Group<'_>,
     running: &[Running],
     i: usize,
     controls: &mut Controls<'_>,
@@ -429,17 +441,14 @@ fn predict(
         .and_then(|&(c, _)| running[c].scheduler.timesteps().get(i))
         .copied()
         .unwrap_or_default();
-    let mut watch = Watch {
-        check: &mut *controls.check,
-        maps: group.maps.as_mut(),
-    };
-    let output = model.unet.forward(
-        &input,
-        timestep,
-        group.embedded_guidance,
-        &group.context,
-        &mut watch,
-    )?;
+    let mut watch = Watch::new(controls.check);
+    for maps in &mut group.maps {
+        watch = watch.observed_by(maps);
+    }
+    for observer in &mut controls.observers {
+        watch = watch.observed_by(&mut **observer);
+    }
+    let output = group.conditioned.predict(&input, timestep, &mut watch)?;
     Ok(match &group.guidance {
         Some(weight) => {
             let halves = output.chunk(2, 0);
@@ -453,9 +462,9 @@ fn predict(
 fn decode(
     model: &Model,
     latents: &Tensor,
-    hook: &mut dyn Hook,
+    controls: &mut Controls<'_>,
 ) -> Result<(Vec<u8>, Option<String>)> {
-    let pixels = model.vae.decode(latents, hook)?.squeeze_dim(0);
+    let pixels = model.decode(latents, controls.check)?.squeeze_dim(0);
     let finite = pixels.isfinite().all().int64_value(&[]) == 1;
     let spread = pixels.max().double_value(&[]) - pixels.min().double_value(&[]);
     let problem = if !finite {

@@ -2,28 +2,29 @@
 
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 
 use super::canvas::{Canvas, Region};
 use super::denoise::{self, Controls, Denoised};
 use super::guard;
-use super::label::{self, Mosaic};
+use super::label::{self, Labelled, MadeBy};
 use super::layout::Layout;
-use super::model::{Model, ModelId};
+use super::model::{Model, device_kind, dtype_name};
 use super::prompt::Subject;
-use crate::dataset::CategoryTable;
-use crate::diffusion::Scheduler;
+use crate::dataset::{Aliases, CategoryTable, Vocabulary};
+use crate::diffusion::Observer;
 use crate::error::{Error, Result};
+use crate::mask::Tools;
 use crate::recipe::Recipe;
+use crate::record::RecordId;
 use crate::rng;
 
 /// The file in a model directory that lists the categories it was trained on.
 const CATEGORIES: &str = "categories.json";
 
-/// Regions per UNet call, when nobody says otherwise. On a CPU feature maps that leave its caches
-/// cost more than calls do (`benches/diffusion_vs_diffusers.py`: two regions take 12 % less time
+/// Regions per denoiser call, when nobody says otherwise. On a CPU feature maps that leave its
+/// caches cost more than calls do (`benches/diffusion_vs_diffusers.py`: two regions take 12 % less time
 /// than four at the embedded model's size).
 pub const fn regions_per_call(device: Device) -> usize {
     match device {
@@ -37,7 +38,8 @@ pub const fn regions_per_call(device: Device) -> usize {
 pub struct Options {
     /// Whether attention is read; without it there are no masks and no instances.
     pub capture: bool,
-    /// Regions per UNet call at most (twice that with guidance); as suits the device when absent.
+    /// Regions per denoiser call at most (twice that many rows with guidance); as suits the device
+    /// when absent.
     pub batch: Option<usize>,
 }
 
@@ -61,7 +63,11 @@ pub struct Progress<'a> {
 /// A loaded model that makes labelled mosaics.
 pub struct Generator {
     model: Model,
+    /// The categories that the model was trained on.
+    trained: Option<CategoryTable>,
     categories: Option<CategoryTable>,
+    /// What the model calls `categories`.
+    vocabulary: Vocabulary,
 }
 
 impl Generator {
@@ -74,19 +80,70 @@ impl Generator {
         let model = guard::torch(device, "loading the model", || {
             Model::open(path, device, kind)
         })?;
-        let table = model.path.join(CATEGORIES);
-        let categories = if table.is_file() {
-            Some(CategoryTable::read(&table)?)
-        } else {
-            None
-        };
-        Ok(Self { model, categories })
+        let trained = Self::trained_categories(&model.path)?;
+        Ok(Self {
+            model,
+            categories: trained.clone(),
+            trained,
+            vocabulary: Vocabulary::default(),
+        })
     }
 
-    /// The same generator with the categories of a dataset.
+    /// The categories that the model in this directory was trained on; `None` where it does not
+    /// say (it then draws any name).
+    ///
+    /// # Errors
+    /// As [`CategoryTable::read`].
+    pub fn trained_categories(path: &Path) -> Result<Option<CategoryTable>> {
+        let table = path.join(CATEGORIES);
+        table
+            .is_file()
+            .then(|| CategoryTable::read(&table))
+            .transpose()
+    }
+
+    /// The same generator with the categories of a dataset, drawn under the names that the model
+    /// was trained on, or under `aliases`.
+    ///
+    /// # Errors
+    /// As [`Vocabulary::new`].
+    pub fn with_categories(self, categories: CategoryTable, aliases: &Aliases) -> Result<Self> {
+        let vocabulary = Vocabulary::new(&categories, self.trained.as_ref(), aliases)?;
+        Ok(self.with_vocabulary(categories, vocabulary))
+    }
+
+    /// As [`Generator::with_categories`], with what the user names: the categories of an annotation
+    /// file (those of the model where there is none), and aliases ([`Aliases::collect`]).
+    ///
+    /// # Errors
+    /// Those of the two; [`Error::Value`] for aliases without any category table.
+    pub fn for_dataset(self, annotations: Option<&Path>, aliases: &[String]) -> Result<Self> {
+        if annotations.is_none() && aliases.is_empty() {
+            return Ok(self);
+        }
+        let table = match (annotations, &self.trained) {
+            (Some(path), _) => CategoryTable::read(path)?,
+            (None, Some(own)) => own.clone(),
+            (None, None) => {
+                return Err(Error::value(
+                    "aliases",
+                    "annotations with them: the model does not list its categories",
+                    "no category table",
+                ));
+            }
+        };
+        self.with_categories(table, &Aliases::collect(aliases)?)
+    }
+
+    /// As [`Generator::with_categories`], with a vocabulary that was made before.
     #[must_use]
-    pub fn with_categories(mut self, categories: CategoryTable) -> Self {
+    pub fn with_vocabulary(
+        mut self,
+        categories: CategoryTable,
+        vocabulary: Vocabulary,
+    ) -> Self {
         self.categories = Some(categories);
+        self.vocabulary = vocabulary;
         self
     }
 
@@ -107,7 +164,8 @@ impl Generator {
     /// scheduler.
     pub fn recipe(&self, own: &Map<String, Value>) -> Result<Recipe> {
         let recipe = Recipe::resolve(&self.model.recommended, own)?;
-        Scheduler::new(&self.model.scheduler, recipe.scheduler, recipe.steps)?;
+        let config = self.model.scheduler();
+        config.trajectory(recipe.scheduler, recipe.steps)?;
         Ok(recipe)
     }
 
@@ -154,14 +212,17 @@ impl Generator {
                 format!("{}: {}", categories.len(), categories.join(", ")),
             ));
         }
-        let layout = Layout::draw(recipe, self.model.vae.factor(), layout_seed)?;
+        let layout = Layout::draw(recipe, self.model.space().multiple(), layout_seed)?;
         let regions = layout
             .parts
             .iter()
             .zip(categories)
             .map(|(&part, name)| {
                 let (name, definition) = self.category(name)?;
-                let subject = Subject::from_recipe(recipe, name, definition)?;
+                let subject = match self.vocabulary.get(name) {
+                    Some(words) => Subject::from_words(recipe, words)?,
+                    None => Subject::from_recipe(recipe, name, definition)?,
+                };
                 Ok(Region::new(part, name, subject, recipe.guidance))
             })
             .collect::<Result<_>>()?;
@@ -176,7 +237,7 @@ impl Generator {
     ///
     /// # Errors
     /// As [`Recipe::hash`].
-    pub fn mosaic_id(&self, recipe: &Recipe, canvas: &Canvas) -> Result<String> {
+    pub fn mosaic_id(&self, recipe: &Recipe, canvas: &Canvas) -> Result<RecordId> {
         Ok(label::mosaic_id(&self.model.id, &recipe.hash()?, canvas))
     }
 
@@ -195,6 +256,23 @@ impl Generator {
         options: Options,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<Denoised>> {
+        self.denoise_observed(recipe, canvases, init_noise, options, progress, &mut [])
+    }
+
+    /// As [`Generator::denoise`], with `observers` that see the attention of every denoiser call.
+    /// They change nothing, nor does their number.
+    ///
+    /// # Errors
+    /// As [`Generator::denoise`]; those of the observers.
+    pub fn denoise_observed(
+        &self,
+        recipe: &Recipe,
+        canvases: &[Canvas],
+        init_noise: Option<&[Tensor]>,
+        options: Options,
+        progress: &mut Progress<'_>,
+        observers: &mut [&mut dyn Observer],
+    ) -> Result<Vec<Denoised>> {
         if init_noise.is_some_and(|n| n.len() != canvases.len()) {
             return Err(Error::value(
                 "init_noise",
@@ -207,6 +285,10 @@ impl Generator {
                 check: &mut *progress.check,
                 step: &mut *progress.step,
                 capture: options.capture,
+                observers: observers
+                    .iter_mut()
+                    .map(|o| &mut **o as &mut dyn Observer)
+                    .collect(),
                 batch: options
                     .batch
                     .unwrap_or_else(|| regions_per_call(self.model.device)),
@@ -224,14 +306,20 @@ impl Generator {
         recipe: &Recipe,
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         self.labeller().label(recipe, canvases, denoised)
     }
 
     /// The CPU's part of the work alone, for a thread of its own beside the device's.
     pub fn labeller(&self) -> Labeller {
         Labeller {
-            model: self.model.id.clone(),
+            made_by: MadeBy {
+                model: self.model.id.clone(),
+                device: device_kind(self.model.device),
+                dtype: dtype_name(self.model.kind),
+                threads: tch::get_num_threads().max(0) as u32,
+            },
+            tools: Tools::default(),
         }
     }
 
@@ -246,7 +334,7 @@ impl Generator {
         init_noise: Option<&[Tensor]>,
         options: Options,
         progress: &mut Progress<'_>,
-    ) -> Result<Vec<Mosaic>> {
+    ) -> Result<Vec<Labelled>> {
         let denoised = self.denoise(recipe, canvases, init_noise, options, progress)?;
         self.label(recipe, canvases, denoised)
     }
@@ -267,10 +355,18 @@ impl Generator {
 /// What labels the decoded canvases of one generator; holds no part of the model.
 #[derive(Debug, Clone)]
 pub struct Labeller {
-    model: ModelId,
+    made_by: MadeBy,
+    tools: Tools,
 }
 
 impl Labeller {
+    /// The same labeller with what the recipe's mask sources, refiners and checks may borrow.
+    #[must_use]
+    pub fn with_tools(mut self, tools: Tools) -> Self {
+        self.tools = tools;
+        self
+    }
+
     /// As [`Generator::label`].
     ///
     /// # Errors
@@ -280,15 +376,15 @@ impl Labeller {
         recipe: &Recipe,
         canvases: &[Canvas],
         denoised: Vec<Denoised>,
-    ) -> Result<Vec<Mosaic>> {
-        let recipe_hash = recipe.hash()?;
-        canvases
-            .par_iter()
-            .zip(denoised)
-            .map(|(canvas, denoised)| {
-                label::label(&self.model, recipe, &recipe_hash, canvas, denoised)
-            })
-            .collect()
+    ) -> Result<Vec<Labelled>> {
+        label::label(
+            &self.made_by,
+            recipe,
+            &recipe.hash()?,
+            canvases,
+            denoised,
+            &self.tools,
+        )
     }
 }
 

@@ -1,5 +1,5 @@
-//! The edge to libtorch: its plain methods panic when it throws, out of memory above all. Every
-//! public entry of this room runs inside [`torch`], which turns that into our error.
+//! The boundary to libtorch: tch's plain methods panic when libtorch throws, mostly when out of
+//! memory. Every public entry of this room runs inside [`torch`], which returns an error instead.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +13,7 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What libtorch and CUDA say when memory is the matter.
+/// Phrases in the out-of-memory messages of libtorch and CUDA.
 const OUT_OF_MEMORY: [&str; 4] = [
     "out of memory",
     "can't allocate memory",
@@ -34,7 +34,7 @@ fn install_hook() {
     });
 }
 
-/// Runs `work` without gradients, and turns what libtorch throws into our error.
+/// Runs `work` without gradients, and converts libtorch's exceptions to our error.
 pub(super) fn torch<T>(
     device: Device,
     what: &str,
@@ -58,7 +58,7 @@ pub(super) fn torch<T>(
         }
     };
     let (what, message) = error;
-    // The first line says it; below it stands libtorch's own stack.
+    // The first line is the message; libtorch's stack trace follows.
     let message = message
         .trim_start_matches("called `Result::unwrap()` on an `Err` value: ")
         .replace("\\n", "\n");

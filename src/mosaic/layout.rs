@@ -27,31 +27,33 @@ pub struct Layout {
 
 impl Layout {
     /// Draws the layout that `seed` stands for: `recipe.regions` regions around a centre that is
-    /// uniform over `recipe.center` shares of the base region, rounded down to multiples of the
-    /// VAE `factor`. Two regions stand side by side or one above the other at random.
+    /// uniform over `recipe.center` shares of the base region, rounded down to multiples of
+    /// `multiple` pixels (the latent space's). Two regions stand side by side or one above the
+    /// other at random.
     ///
     /// # Errors
-    /// [`Error::Value`] when the base region or the overlap is not a multiple of `factor`, or the
+    /// [`Error::Value`] when the base region or the overlap is not a multiple of `multiple`, or the
     /// overlap is too large for the smallest region.
-    pub fn draw(recipe: &Recipe, factor: u32, seed: u64) -> Result<Self> {
+    pub fn draw(recipe: &Recipe, multiple: u32, seed: u64) -> Result<Self> {
         let base = recipe.base();
-        base.to_latent(factor).map_err(|_| {
+        base.to_latent(multiple).map_err(|_| {
             Error::value(
                 "recipe, keys \"height\" and \"width\"",
-                format!("multiples of the VAE factor {factor}"),
+                format!("multiples of {multiple} (the model's latent grid)"),
                 format!("{} and {}", base.height, base.width),
             )
         })?;
         let [overlap_y, overlap_x] = match recipe.overlap {
             Some(overlap) => overlap,
-            // An eighth of the side, in whole latent cells on both sides of the centre line.
-            None => [base.height, base.width].map(|s| s / 8 / (2 * factor) * (2 * factor)),
+            // An eighth of the side, in whole multiples on both sides of the centre line.
+            None => [base.height, base.width].map(|s| s / 8 / (2 * multiple) * (2 * multiple)),
         };
         let mut draw = rng::keyed(seed, "layout", 0);
         let [low, high] = recipe.center;
         let mut center = |side: u32| {
             let at = draw.random_range(low..=high) * f64::from(side);
-            ((at / f64::from(factor)).floor() as u32 * factor).clamp(factor, 2 * side - factor)
+            ((at / f64::from(multiple)).floor() as u32 * multiple)
+                .clamp(multiple, 2 * side - multiple)
         };
         let (cy, cx) = (center(base.height), center(base.width));
         let beside = draw.random_bool(0.5);
@@ -72,10 +74,13 @@ impl Layout {
         let canvas = Size::new(rows * base.height, columns * base.width);
         let reach = |from: u32, to: u32, end: u32, overlap: u32, what: &str| {
             let half = overlap / 2;
-            if !half.is_multiple_of(factor) || !overlap.is_multiple_of(2) {
+            if !half.is_multiple_of(multiple) || !overlap.is_multiple_of(2) {
                 return Err(Error::value(
                     format!("recipe, key \"overlap\" ({what})"),
-                    format!("a multiple of {} (twice the VAE factor)", 2 * factor),
+                    format!(
+                        "a multiple of {} (twice the model's latent grid)",
+                        2 * multiple
+                    ),
                     overlap,
                 ));
             }

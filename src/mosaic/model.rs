@@ -1,4 +1,4 @@
-//! A Stable-Diffusion-family directory, loaded.
+//! A loaded model of any family.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,14 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::diffusion::{SchedulerConfig, Unet, Vae};
+use crate::diffusion::{LatentSpace, SchedulerConfig, Watch};
 use crate::error::{Error, Result};
+use crate::family::{
+    self, Autoencoder, Conditioning, Denoiser, Parts, Placement, Source, TextEmbedding,
+};
+use crate::geometry::{PixelBox, Size};
 use crate::recipe::hex;
-use crate::text::{TextEncoder, Tokenizer};
+use crate::text::TokenizedPrompt;
 
 /// Prompts whose embeddings are kept: more than LVIS has categories.
 const CACHED_PROMPTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -93,33 +97,26 @@ pub struct ModelId {
     pub weights: String,
 }
 
-/// Tokenizer, text encoder, UNet, autoencoder and scheduler configuration of one directory.
+/// The parts of a model, its identity, and the prompt embeddings that were computed before.
 pub struct Model {
     /// The directory.
     pub path: PathBuf,
     /// What provenance says of it.
     pub id: ModelId,
+    /// Name of its family.
+    pub family: &'static str,
     /// The model's recommended recipe values.
     pub recommended: Map<String, Value>,
     /// Where it runs.
     pub device: Device,
-    /// Working dtype of text encoder and UNet.
+    /// Working dtype of text encoders and denoiser.
     pub kind: Kind,
-    /// Prompt to tokens.
-    pub tokenizer: Tokenizer,
-    /// Tokens to embedding.
-    pub text: TextEncoder,
-    /// The noise predictor.
-    pub unet: Unet,
-    /// Latents to pixels.
-    pub vae: Vae,
-    /// The checkpoint's own scheduler.
-    pub scheduler: SchedulerConfig,
-    embeddings: Mutex<LruCache<(String, usize), Tensor>>,
+    parts: Parts,
+    embeddings: Mutex<LruCache<(String, usize), TextEmbedding>>,
 }
 
 impl Model {
-    /// Loads a diffusers-layout directory.
+    /// Loads a diffusers-layout directory of a family that is known.
     ///
     /// # Errors
     /// [`Error::NotFound`] for a missing directory or file, [`Error::Format`] for one that is
@@ -134,31 +131,16 @@ impl Model {
                     .into(),
             });
         }
-        let index = read_object(&path.join("model_index.json"))?;
-        check_components(path, &index)?;
-        let (text, text_hash) = TextEncoder::open(&path.join("text_encoder"), device, kind)?;
-        let (unet, unet_hash) = Unet::open(&path.join("unet"), text.width(), device, kind)?;
-        let (vae, vae_hash) = Vae::open(&path.join("vae"), unet.channels(), device, kind)?;
-        let recommended = path.join(RECOMMENDED);
-        let recommended = if recommended.is_file() {
-            let mut file = read_object(&recommended)?;
-            match file.remove("recipe") {
-                Some(Value::Object(recipe)) => recipe,
-                _ => {
-                    return Err(Error::format(
-                        &recommended,
-                        "an object \"recipe\"",
-                        "none under that name",
-                    ));
-                }
-            }
-        } else {
-            Map::new()
-        };
+        let (family, parts) = family::open(&Source {
+            dir: path,
+            device,
+            kind,
+        })?;
         let mut all = Sha256::new();
-        for part in [text_hash, unet_hash, vae_hash] {
-            all.update(part);
+        for digest in &parts.digests {
+            all.update(digest);
         }
+        let recommended = read_recommended(&path.join(RECOMMENDED))?;
         let path = path.canonicalize().map_err(|e| Error::io(path, e))?;
         Ok(Self {
             id: ModelId {
@@ -167,26 +149,107 @@ impl Model {
                     .map_or_else(String::new, |n| n.to_string_lossy().into()),
                 weights: hex(&all.finalize()),
             },
+            family,
             recommended,
             device,
             kind,
-            tokenizer: Tokenizer::open(&path.join("tokenizer"))?,
-            scheduler: SchedulerConfig::read(
-                &path.join("scheduler").join("scheduler_config.json"),
-            )?,
-            text,
-            unet,
-            vae,
+            parts,
             path,
             embeddings: Mutex::new(LruCache::new(CACHED_PROMPTS)),
         })
     }
 
-    /// Embeddings `[n, tokens, width]` of the prompts, from the cache where they are in it.
+    /// What its latents mean.
+    pub fn space(&self) -> LatentSpace {
+        self.parts.space
+    }
+
+    /// The checkpoint's own scheduler, which can make trajectories of others, too.
+    pub fn scheduler(&self) -> &SchedulerConfig {
+        &self.parts.scheduler
+    }
+
+    /// The tokens of a prompt.
     ///
     /// # Errors
-    /// Those of the tokenizer and the text encoder.
-    pub fn embed(&self, prompts: &[&str], clip_skip: usize) -> Result<Tensor> {
+    /// Those of the tokenizer.
+    pub fn tokens(&self, prompt: &str) -> Result<TokenizedPrompt> {
+        self.parts.text.tokens(prompt)
+    }
+
+    /// The network of the denoising loop.
+    pub(super) fn denoiser(&self) -> &dyn Denoiser {
+        self.parts.denoiser.as_ref()
+    }
+
+    /// Latents to pixels and back.
+    pub(super) fn autoencoder(&self) -> &dyn Autoencoder {
+        self.parts.autoencoder.as_ref()
+    }
+
+    /// Latents `[batch, channels, h, w]` to pixels `[batch, 3, H, W]`, float32, about -1..1.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for another shape; what `check` returns.
+    pub fn decode(
+        &self,
+        latents: &Tensor,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor> {
+        self.autoencoder().decode(latents, &mut Watch::new(check))
+    }
+
+    /// Pixels `[batch, 3, H, W]`, -1..1, to mean latents `[batch, channels, h, w]`, float32.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for another shape; what `check` returns.
+    pub fn encode(
+        &self,
+        pixels: &Tensor,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor> {
+        self.autoencoder().encode(pixels, &mut Watch::new(check))
+    }
+
+    /// One denoiser call, every row a canvas of its own: the output for `latents [batch, channels,
+    /// h, w]` at `timestep` of the training schedule, float32 of the same shape. `guidance` is for
+    /// models that take it as an input.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a shape that does not fit; what `check` returns.
+    pub fn predict(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        text: TextEmbedding,
+        guidance: f64,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor> {
+        let size = latents.size();
+        let [rows, _, height, width] = size[..] else {
+            return Err(Error::value(
+                "latent",
+                "[batch, channels, h, w]",
+                format!("{size:?}"),
+            ));
+        };
+        let pixels = |cells: i64| cells as u32 * self.space().factor;
+        let canvas = Size::new(pixels(height), pixels(width));
+        let region = PixelBox::new(0, 0, canvas.width, canvas.height);
+        let conditioned = self.denoiser().condition(Conditioning {
+            text,
+            placements: vec![Placement { region, canvas }; rows.max(0) as usize],
+            conditional: 0..rows,
+            guidance,
+        })?;
+        conditioned.predict(latents, timestep, &mut Watch::new(check))
+    }
+
+    /// The embeddings of the prompts, from the cache where they are in it.
+    ///
+    /// # Errors
+    /// Those of the text stack.
+    pub fn embed(&self, prompts: &[&str], clip_skip: usize) -> Result<TextEmbedding> {
         let key = |p: &str| (p.to_owned(), clip_skip);
         let mut missing: Vec<&str> = {
             let cache = self.embeddings.lock();
@@ -200,70 +263,43 @@ impl Model {
         missing.dedup();
         // One at a time: an embedding must not depend on what else was asked for.
         for prompt in missing {
-            let ids = self.tokenizer.encode(prompt)?.ids;
-            let embedding = self.text.forward(&[ids], clip_skip)?;
+            let embedding = self.parts.text.encode(prompt, clip_skip)?;
             self.embeddings.lock().put(key(prompt), embedding);
         }
         let mut cache = self.embeddings.lock();
+        for prompt in prompts {
+            cache.promote(&key(prompt));
+        }
         let rows = prompts
             .iter()
             .map(|p| {
-                cache
-                    .get(&key(p))
-                    .map(Tensor::shallow_clone)
-                    .ok_or_else(|| {
-                        Error::value(
-                            "prompts in one call",
-                            format!("at most {CACHED_PROMPTS} different ones"),
-                            prompts.len(),
-                        )
-                    })
+                cache.peek(&key(p)).ok_or_else(|| {
+                    Error::value(
+                        "prompts in one call",
+                        format!("at most {CACHED_PROMPTS} different ones"),
+                        prompts.len(),
+                    )
+                })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&rows, 0))
+        TextEmbedding::join(&rows)
     }
 }
 
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
+/// The recipe values that a model recommends; none without the file.
+fn read_recommended(path: &Path) -> Result<Map<String, Value>> {
+    if !path.is_file() {
+        return Ok(Map::new());
+    }
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    match serde_json::from_str(&text) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Error::format(path, "a JSON object", "another value")),
-        Err(e) => Err(Error::format(path, "a JSON object", e)),
+    let file: Value =
+        serde_json::from_str(&text).map_err(|e| Error::format(path, "a JSON object", e))?;
+    match file.get("recipe") {
+        Some(Value::Object(recipe)) => Ok(recipe.clone()),
+        _ => Err(Error::format(
+            path,
+            "an object \"recipe\"",
+            "none under that name",
+        )),
     }
-}
-
-/// Refuses pipelines of another family by the classes that `model_index.json` lists.
-fn check_components(path: &Path, index: &Map<String, Value>) -> Result<()> {
-    let file = path.join("model_index.json");
-    for (part, accepted) in [
-        ("unet", "UNet2DConditionModel"),
-        ("vae", "AutoencoderKL"),
-        ("text_encoder", "CLIPTextModel"),
-        ("tokenizer", "CLIPTokenizer"),
-    ] {
-        let class = index
-            .get(part)
-            .and_then(|v| v.get(1))
-            .and_then(Value::as_str);
-        // The fast tokenizer's class name only adds a word.
-        if class.is_none_or(|c| c.strip_suffix("Fast").unwrap_or(c) != accepted) {
-            return Err(Error::format(
-                &file,
-                format!("component {part:?} of class {accepted}"),
-                class.map_or_else(|| "none".to_owned(), |c| format!("{c:?} (not supported)")),
-            ));
-        }
-    }
-    if index
-        .get("text_encoder_2")
-        .is_some_and(|v| v.get(1).is_some_and(|c| !c.is_null()))
-    {
-        return Err(Error::format(
-            &file,
-            "one text encoder (Stable Diffusion 1.x or 2.x)",
-            "a second one (Stable Diffusion XL is not supported)",
-        ));
-    }
-    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::dataset::Words;
 use crate::error::{Error, Result};
 use crate::recipe::Recipe;
 
@@ -12,6 +13,14 @@ pub struct Subject {
     pub prompt: String,
     /// The subject's characters in it (not bytes).
     pub span: Range<usize>,
+}
+
+/// A name without its sense in parentheses.
+fn bare(spoken: &str) -> &str {
+    match spoken.trim().split_once(" (") {
+        Some((name, _)) if !name.is_empty() => name,
+        _ => spoken.trim(),
+    }
 }
 
 impl Subject {
@@ -27,10 +36,7 @@ impl Subject {
         if spoken.is_empty() {
             return Err(Error::value("category", "a name", format!("{name:?}")));
         }
-        let bare = match spoken.find(" (") {
-            Some(end) if end > 0 => &spoken[..end],
-            _ => spoken,
-        };
+        let bare = bare(spoken);
         let (before, after) = recipe.template.split_once("{category}").ok_or_else(|| {
             Error::value(
                 "recipe, key \"template\"",
@@ -50,6 +56,18 @@ impl Subject {
             prompt,
             span: start..start + bare.chars().count(),
         })
+    }
+
+    /// The prompt for a category under the words that the model knows it by: the user's own, or
+    /// as [`Subject::from_recipe`].
+    ///
+    /// # Errors
+    /// [`Error::Value`] for an empty name, or a prompt of the user's own without it.
+    pub fn from_words(recipe: &Recipe, words: &Words) -> Result<Self> {
+        match &words.prompt {
+            Some(prompt) => Self::find(prompt, Some(bare(&words.name.replace('_', " ")))),
+            None => Self::from_recipe(recipe, &words.name, Some(&words.definition)),
+        }
     }
 
     /// A prompt with the subject's characters in it, as they were written down.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cutout::{BORDER, Cutout};
+use super::plane::{BORDER, Cutout, Window};
 use super::poisson;
 use crate::error::{Error, Result};
 
@@ -50,37 +50,6 @@ impl Blend {
                 )
             })
     }
-}
-
-/// The part of a cutout that lies on the image: rows and columns of both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Window {
-    pub image_x: usize,
-    pub image_y: usize,
-    pub cutout_x: usize,
-    pub cutout_y: usize,
-    pub width: usize,
-    pub height: usize,
-}
-
-/// The window of a `height` x `width` cutout whose corner is at (`x`, `y`) on an
-/// `image_height` x `image_width` image, `None` when they do not meet.
-pub(super) fn window(
-    (x, y): (i64, i64),
-    (height, width): (usize, usize),
-    (image_height, image_width): (usize, usize),
-) -> Option<Window> {
-    let (left, top) = (x.max(0), y.max(0));
-    let right = (x + width as i64).min(image_width as i64);
-    let bottom = (y + height as i64).min(image_height as i64);
-    (left < right && top < bottom).then(|| Window {
-        image_x: left as usize,
-        image_y: top as usize,
-        cutout_x: (left - x) as usize,
-        cutout_y: (top - y) as usize,
-        width: (right - left) as usize,
-        height: (bottom - top) as usize,
-    })
 }
 
 /// Mixes `over` onto `under` by `weight` (0..=255), rounded.
@@ -222,23 +191,5 @@ mod tests {
         assert_eq!(b[22], ((6 * 255 + 128) >> 8) as u8);
         assert_eq!(b[21], 0);
         assert!(blurred(&[1; 81], 9, 9)[40] == 255);
-    }
-
-    #[test]
-    fn windows_clip_on_every_side() {
-        let w = window((-3, 5), (10, 8), (12, 20)).unwrap();
-        assert_eq!(
-            w,
-            Window {
-                image_x: 0,
-                image_y: 5,
-                cutout_x: 3,
-                cutout_y: 0,
-                width: 5,
-                height: 7
-            }
-        );
-        assert_eq!(window((20, 0), (5, 5), (10, 20)), None);
-        assert_eq!(window((-5, 0), (5, 5), (10, 20)), None);
     }
 }

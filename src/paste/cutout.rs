@@ -1,24 +1,13 @@
 //! What is pasted: an instance turned, resized and trimmed, as RGBA.
 
-use super::object::tight_box;
-use crate::geometry::{PixelBox, Size};
+use super::plane::{BORDER, Cutout, Rgba, tight_box};
+use crate::geometry::Size;
 use crate::mask::{BinaryMask, components};
 
 /// Alpha above this is foreground.
 const FOREGROUND: u8 = crate::bank::format::FOREGROUND;
 /// Fixed-point one of the resize weights.
 const ONE: u16 = 256;
-/// Pixels around the foreground that a cutout has at least (a 5 x 5 blur reaches 2 further).
-pub(super) const BORDER: usize = 2;
-
-/// A picture with alpha, `u8 [h, w, 4]`, row-major.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Rgba {
-    pub height: usize,
-    pub width: usize,
-    pub data: Vec<u8>,
-}
-
 /// How an instance is turned into a cutout.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Transform {
@@ -30,14 +19,6 @@ pub(super) struct Transform {
     pub rotation: f32,
     /// Exchange red and blue.
     pub swap: bool,
-}
-
-/// A cutout: its picture, the foreground (1 inside), and the foreground's tight box in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Cutout {
-    pub picture: Rgba,
-    pub mask: Vec<u8>,
-    pub tight: PixelBox,
 }
 
 /// Interleaves colour and alpha, flipped.

@@ -7,7 +7,9 @@
 mod blend;
 mod cutout;
 mod object;
+mod plane;
 mod poisson;
+mod polygons;
 
 use std::cell::RefCell;
 
@@ -16,11 +18,11 @@ use rand_distr::{Distribution, StandardNormal};
 
 pub use blend::Blend;
 pub use object::{Object, Region};
+pub use polygons::exact_polygons;
 
 use crate::bank::{Bank, Choice, InstanceRecord, RecordId};
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
-use crate::mask::Rle;
 use crate::rng::{below, keyed, unit};
 
 /// Smallest side of a pasted object, in pixels (X-Paste).
@@ -334,7 +336,7 @@ fn place(image: &mut [u8], size: Size, instance: &InstanceRecord, p: &Plan) -> O
     };
     let x = corner(size.width, w, p.place.0) as i64 - i64::from(s.tight.x0);
     let y = corner(size.height, h, p.place.1) as i64 - i64::from(s.tight.y0);
-    let window = blend::window(
+    let window = plane::window(
         (x, y),
         (s.picture.height, s.picture.width),
         (size.height as usize, size.width as usize),
@@ -350,35 +352,4 @@ fn place(image: &mut [u8], size: Size, instance: &InstanceRecord, p: &Plan) -> O
         blend: p.blend,
         scale: p.scale,
     })
-}
-
-/// Polygons that give exactly this mask back; a mask with holes is cut through them.
-///
-/// COCO's polygons of one object are a union, so they cannot express a hole; cut at a hole's
-/// first column, the hole lies at the edge of the right part and is open.
-///
-/// # Errors
-/// When the mask is beyond what an RLE may have.
-pub fn exact_polygons(rle: &Rle) -> Result<Vec<Vec<f64>>> {
-    let polygons = rle.to_polygons();
-    let filled = Rle::from_polygons(&polygons, rle.size())?;
-    let Some(hole) = filled.subtract(rle)?.bbox() else {
-        return Ok(polygons);
-    };
-    let size = rle.size();
-    let mut all = Vec::new();
-    for part in [
-        PixelBox::new(0, 0, hole.x0, size.height),
-        PixelBox::new(hole.x0, 0, size.width, size.height),
-    ] {
-        let half = rle.crop(part)?.paste(size, i64::from(part.x0), 0)?;
-        // A cut at column 0 would leave everything in one part: then the outline stands.
-        if half == *rle {
-            return Ok(polygons);
-        }
-        if !half.is_empty() {
-            all.extend(exact_polygons(&half)?);
-        }
-    }
-    Ok(all)
 }

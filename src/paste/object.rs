@@ -1,7 +1,7 @@
 //! Objects on the image: masks inside their boxes, and what pasting takes away from them.
 
-use super::blend::Window;
-use super::exact_polygons;
+use super::plane::{Window, first_set, tight_box};
+use super::polygons::exact_polygons;
 use crate::error::Result;
 use crate::geometry::{PixelBox, Size};
 use crate::mask::{BinaryMask, Rle, contour};
@@ -173,61 +173,6 @@ fn crop(plane: &[u8], width: usize, part: PixelBox) -> Vec<u8> {
     out
 }
 
-/// Tight box of what is not 0, eight bytes at a time.
-pub(super) fn tight_box(plane: &[u8], width: usize) -> Option<PixelBox> {
-    let any = |row: &[u8]| {
-        let (words, rest) = row.as_chunks::<32>();
-        words.iter().any(|w| w.iter().fold(0, |a, b| a | b) != 0)
-            || rest.iter().any(|v| *v != 0)
-    };
-    let rows = || plane.chunks_exact(width.max(1));
-    let y0 = rows().position(any)?;
-    let y1 = rows().len() - rows().rev().position(any)?;
-    let (mut x0, mut x1) = (width, 0);
-    for row in rows().skip(y0).take(y1 - y0) {
-        // Only what could widen the box is looked at.
-        if let Some(head) = row.get(..x0) {
-            x0 = first_set(head).unwrap_or(x0);
-        }
-        if let Some(tail) = row.get(x1..) {
-            x1 += last_set(tail).map_or(0, |i| i + 1);
-        }
-    }
-    Some(PixelBox::new(x0 as u32, y0 as u32, x1 as u32, y1 as u32))
-}
-
-fn first_set(row: &[u8]) -> Option<usize> {
-    let (words, rest) = row.as_chunks::<16>();
-    match words
-        .iter()
-        .position(|w| w.iter().fold(0, |a, b| a | b) != 0)
-    {
-        Some(k) => row
-            .iter()
-            .skip(16 * k)
-            .position(|v| *v != 0)
-            .map(|i| 16 * k + i),
-        None => rest
-            .iter()
-            .position(|v| *v != 0)
-            .map(|i| 16 * words.len() + i),
-    }
-}
-
-fn last_set(row: &[u8]) -> Option<usize> {
-    let (rest, words) = row.as_rchunks::<16>();
-    match words
-        .iter()
-        .rposition(|w| w.iter().fold(0, |a, b| a | b) != 0)
-    {
-        Some(k) => {
-            let end = rest.len() + 16 * (k + 1);
-            row.iter().take(end).rposition(|v| *v != 0)
-        }
-        None => rest.iter().rposition(|v| *v != 0),
-    }
-}
-
 /// An object of the image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
@@ -299,20 +244,6 @@ mod tests {
                 u8::from(x >= b.x0 && x < b.x1 && y >= b.y0 && y < b.y1)
             })
             .collect()
-    }
-
-    #[test]
-    fn tight_boxes_are_tight() {
-        for b in [
-            [0, 0, 1, 1],
-            [99, 49, 100, 50],
-            [3, 7, 80, 20],
-            [31, 0, 33, 50],
-        ] {
-            let b = PixelBox::from(b);
-            assert_eq!(tight_box(&plane(100, 50, b), 100), Some(b));
-        }
-        assert_eq!(tight_box(&[0; 100], 10), None);
     }
 
     #[test]

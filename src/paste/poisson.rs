@@ -9,8 +9,7 @@
 
 #![expect(clippy::needless_range_loop, reason = "lanes of a vector are counted")]
 
-use super::blend::Window;
-use super::cutout::Cutout;
+use super::plane::{Cutout, Window};
 
 /// Channels, and a lane to fill the vector.
 type V = [f32; 4];

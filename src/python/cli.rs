@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use super::enter;
 use crate::cli::{self, Context};
 
-/// Where the Python package lies.
+/// Directory of the Python package.
 fn package_dir(py: Python<'_>) -> Option<PathBuf> {
     let path = py.import("mosaicbank").ok()?.getattr("__path__").ok()?;
     path.get_item(0).ok()?.extract().ok()

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::enter;
 use crate::dataset::{
-    Category, CategoryTable, ExportFormat, ExportOptions, Exporter, MaskFormat, MosaicRecord,
+    Category, CategoryTable, Entry, ExportFormat, ExportOptions, Exporter, MaskFormat,
     merge_files,
 };
 use crate::error::{Error, Result};
@@ -90,14 +90,14 @@ fn dataset_export(
             image_folder,
             ..ExportOptions::default()
         };
-        let records = MosaicRecord::read_folder(&folder)?;
+        let entries = Entry::read_folder(&folder)?;
         let table = match categories {
             Some(path) => CategoryTable::read(path)?,
-            None => Exporter::table_of(&records)?,
+            None => Exporter::table_of(&entries)?,
         };
         let mut exporter = Exporter::new(table, options)?;
-        for record in &records {
-            exporter.add(record)?;
+        for entry in &entries {
+            exporter.add(entry)?;
         }
         let r = exporter.write(&out)?;
         Ok((r.images, r.annotations, r.categories, r.empty))

@@ -9,7 +9,7 @@ use super::convert::{contiguous, size_of, to_array};
 use super::enter;
 use crate::error::{Error, Result};
 use crate::geometry::{PixelBox, Size};
-use crate::mask::{self, BinaryMask, RefineParams, Rle, Threshold};
+use crate::mask::{self, Bilateral, BinaryMask, Refiner, Rle, Threshold};
 
 /// Counts as COCO files hold them.
 #[derive(FromPyObject)]
@@ -140,6 +140,7 @@ fn mask_aggregate<'py>(
     maps: Vec<MapIn<'py>>,
     height: u32,
     width: u32,
+    paper: bool,
 ) -> PyResult<Bound<'py, PyArray2<f32>>> {
     let region = Size::new(height, width);
     let maps = maps
@@ -151,7 +152,13 @@ fn mask_aggregate<'py>(
             ))
         })
         .collect::<Result<Vec<_>>>()?;
-    let map = enter(py, || mask::aggregate(&maps, region))?;
+    let map = enter(py, || {
+        if paper {
+            mask::aggregate_8_bit(&maps, region)
+        } else {
+            mask::aggregate(&maps, region)
+        }
+    })?;
     to_array(py, region, map)
 }
 
@@ -184,17 +191,17 @@ fn mask_threshold<'py>(
     let map = contiguous("attention map", &map)?;
     let out = enter(py, || {
         let threshold = fixed.map_or(Threshold::Otsu, Threshold::Fixed);
-        threshold.validate()?;
+        threshold.validate("threshold")?;
         threshold.apply(map, size)
     })?;
     to_array(py, size, out.into_vec())
 }
 
 /// Parameters of the solver, from the text of a JSON object (absent keys: the paper's).
-fn refine_params(json: &str) -> Result<RefineParams> {
-    let params: RefineParams = serde_json::from_str(json)
-        .map_err(|e| Error::value("refine", "the keys of RefineParams", e))?;
-    params.validate()?;
+fn refine_params(json: &str) -> Result<Bilateral> {
+    let params: Bilateral = serde_json::from_str(json)
+        .map_err(|e| Error::value("refine", "the keys of a bilateral refiner", e))?;
+    params.validate("refine")?;
     Ok(params)
 }
 

@@ -8,7 +8,6 @@
 //! Ctrl-C through. Nothing else in these files may release the GIL or unwind. No lock is taken
 //! while the GIL is held: [`Exclusive`] is the only lock here.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use pyo3::exceptions::{
 };
 use pyo3::prelude::*;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 
 pub mod bank;
 mod cli;
@@ -61,15 +60,6 @@ impl From<Error> for PyErr {
             Error::Interrupted => PyKeyboardInterrupt::new_err(message),
         }
     }
-}
-
-/// What a panic carried, as text.
-pub fn panic_message(payload: &(dyn Any + Send)) -> String {
-    payload
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a message".into())
 }
 
 /// Runs `work` and turns both its errors and its panics into our error.

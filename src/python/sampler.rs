@@ -12,12 +12,14 @@ use super::convert::contiguous;
 use super::enter;
 use crate::bank::Bank;
 use crate::error::{Error, Result};
+use crate::priority::{self, supply::Supply};
 use crate::sampler::{
     Code, Indexing, SamplerConfig, State, Stream, repeat_factors as factors_of, slot_weights,
 };
 
-/// Indices made at once.
-const BLOCK: usize = 4096;
+/// Indices of a rank after which slot weights are read anew (they are when an epoch begins, too):
+/// often, so that a category is asked for soon after it comes into supply.
+const REFRESH: u64 = 128;
 /// Version of what `state_dict` returns.
 const STATE_VERSION: u32 = 1;
 
@@ -26,8 +28,12 @@ const STATE_VERSION: u32 = 1;
 struct Weighing {
     /// Given once and for all.
     fixed: Option<Vec<f64>>,
-    image_counts: Vec<u64>,
-    images: u64,
+    /// Training images of each category, where they were given.
+    image_counts: Option<Vec<u64>>,
+    /// See [`crate::priority::rarity`].
+    rarity: Vec<f64>,
+    /// Categories that slots may ask for.
+    wanted: Vec<bool>,
     threshold: f64,
     bank: Option<Arc<Bank>>,
 }
@@ -37,14 +43,41 @@ impl Weighing {
         if let Some(fixed) = &self.fixed {
             return fixed.clone();
         }
-        let board = self.bank.as_ref().and_then(|b| b.board());
-        let demand = board.map(crate::bank::DemandBoard::snapshot);
-        slot_weights(
-            &self.image_counts,
-            self.images,
-            self.threshold,
-            demand.as_deref(),
-        )
+        let Some(bank) = &self.bank else {
+            return slot_weights(&self.rarity, &self.wanted, None);
+        };
+        let demand = bank.board().map(crate::bank::DemandBoard::snapshot);
+        let mut allowed = self.wanted.clone();
+        match Supply::of(bank) {
+            Ok(supply) => {
+                for (c, allowed) in allowed.iter_mut().enumerate() {
+                    *allowed &= supply.has(c);
+                }
+            }
+            // Training goes on; the dataset answers what it can.
+            Err(e) => tracing::warn!("slots go to all categories: {e}"),
+        }
+        slot_weights(&self.rarity, &allowed, demand.as_deref())
+    }
+}
+
+/// The stretch of the stream that slot weights were read for: an epoch, or a part of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ReadAt {
+    epoch: u64,
+    position: u64,
+}
+
+impl ReadAt {
+    const fn new(state: State) -> Self {
+        Self {
+            epoch: state.epoch,
+            position: state.position,
+        }
+    }
+
+    const fn holds_at(self, state: State) -> bool {
+        self.epoch == state.epoch && self.position / REFRESH == state.position / REFRESH
     }
 }
 
@@ -54,8 +87,8 @@ pub struct SamplerIterator {
     stream: Stream,
     weighing: Weighing,
     weights: Vec<f64>,
-    /// The epoch that `weights` were read in.
-    weights_epoch: u64,
+    /// Where `weights` were read.
+    read_at: ReadAt,
     /// The state at the start of the block, its indices, and the next one.
     block_state: State,
     block: Vec<i64>,
@@ -67,17 +100,16 @@ impl SamplerIterator {
         config: Arc<SamplerConfig>,
         weighing: Weighing,
         state: State,
-        weights: Option<(u64, Vec<f64>)>,
+        weights: Option<(ReadAt, Vec<f64>)>,
     ) -> Result<Self> {
-        // Weights that were read in another epoch are read again, as going on would have.
-        let weights = weights
-            .filter(|(epoch, _)| *epoch == state.epoch)
-            .map_or_else(|| weighing.now(), |(_, w)| w);
+        let (read_at, weights) = weights
+            .filter(|(at, _)| at.holds_at(state))
+            .unwrap_or_else(|| (ReadAt::new(state), weighing.now()));
         Ok(Self {
             stream: Stream::new(config, state, &weights)?,
             weighing,
             weights,
-            weights_epoch: state.epoch,
+            read_at,
             block_state: state,
             block: Vec::new(),
             at: 0,
@@ -86,19 +118,16 @@ impl SamplerIterator {
 
     fn refill(&mut self) -> Result<()> {
         self.block_state = self.stream.state();
-        if self.block_state.epoch != self.weights_epoch {
-            self.weights_epoch = self.block_state.epoch;
+        if !self.read_at.holds_at(self.block_state) {
+            self.read_at = ReadAt::new(self.block_state);
             self.weights = self.weighing.now();
             self.stream.set_weights(&self.weights)?;
         }
         self.block.clear();
         self.at = 0;
-        for _ in 0..BLOCK {
+        // A block ends where weights are read.
+        while self.read_at.holds_at(self.stream.state()) {
             self.block.push(self.stream.next());
-            // New weights are for whole epochs, so a block ends with its epoch.
-            if self.stream.state().epoch != self.weights_epoch {
-                break;
-            }
         }
         Ok(())
     }
@@ -158,7 +187,7 @@ pub struct MosaicSampler {
     config: Arc<SamplerConfig>,
     weighing: Weighing,
     start: State,
-    start_weights: Option<(u64, Vec<f64>)>,
+    start_weights: Option<(ReadAt, Vec<f64>)>,
     bank: Option<Py<PyBank>>,
     current: Option<Py<SamplerIterator>>,
 }
@@ -182,17 +211,17 @@ impl MosaicSampler {
         )
     }
 
-    fn current_state(&self, py: Python<'_>) -> Result<(State, (u64, Vec<f64>))> {
+    fn current_state(&self, py: Python<'_>) -> Result<(State, (ReadAt, Vec<f64>))> {
         match &self.current {
             Some(it) => {
                 let it = it.borrow(py);
-                Ok((it.state()?, (it.weights_epoch, it.weights.clone())))
+                Ok((it.state()?, (it.read_at, it.weights.clone())))
             }
             None => Ok((
                 self.start,
                 self.start_weights
                     .clone()
-                    .unwrap_or_else(|| (self.start.epoch, self.weighing.now())),
+                    .unwrap_or_else(|| (ReadAt::new(self.start), self.weighing.now())),
             )),
         }
     }
@@ -203,17 +232,21 @@ impl MosaicSampler {
     /// ``factors``: float32 [N], the repeat factor of each image (see ``repeat_factors``), or
     /// the number of images, all with factor 1. ``mix_ratio``: probability of a slot.
     /// Slot categories are weighed by ``slot_weights`` (float64 [C]) when given, else by
-    /// ``image_counts`` (int64 [C]), ``threshold`` and the demand board of ``bank``; the board
-    /// is read when an epoch begins. ``keyed``: whether real images, too, carry their
-    /// place in the stream (default: when there are slots).
+    /// ``image_counts`` (int64 [C]), ``threshold`` and the demand board of ``bank``; slots then go
+    /// only to categories with a supply: those that the bank holds or a running engine draws.
+    /// Board and supply are read when an epoch begins and every 128 indices. While nothing is
+    /// supplied, slots give real images, drawn by ``factors``. ``categories`` (bool [C]): those
+    /// that slots may ask for (default: all). ``keyed``: whether real images carry their place in
+    /// the stream, too (default: when there are slots).
     #[new]
-    #[pyo3(signature = (factors, *, mix_ratio=0.0, image_counts=None, slot_weights=None, bank=None, threshold=0.001, seed=0, rank=0, world_size=1, shuffle=true, keyed=None))]
+    #[pyo3(signature = (factors, *, mix_ratio=0.0, image_counts=None, slot_weights=None, categories=None, bank=None, threshold=0.001, seed=0, rank=0, world_size=1, shuffle=true, keyed=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments")]
     fn new(
         factors: &Bound<'_, PyAny>,
         mix_ratio: f64,
         image_counts: Option<&Bound<'_, PyAny>>,
         slot_weights: Option<&Bound<'_, PyAny>>,
+        categories: Option<Vec<bool>>,
         bank: Option<Py<PyBank>>,
         threshold: f64,
         seed: u64,
@@ -235,35 +268,47 @@ impl MosaicSampler {
             .map(|a| numbers::<f64>("slot_weights", a))
             .transpose()?;
         let known = inner.as_ref().map(|b| b.categories().len());
-        let categories = fixed
+        let number = fixed
             .as_ref()
             .map(Vec::len)
             .or_else(|| counts.as_ref().map(Vec::len))
             .or(known)
             .unwrap_or(0);
-        if known.is_some_and(|n| n != categories) {
+        if known.is_some_and(|n| n != number) {
             return Err(PyValueError::new_err(format!(
                 "slot_weights or image_counts: expected one number per category of the bank ({}), \
-                 got {categories}",
+                 got {number}",
                 known.unwrap_or_default()
             )));
         }
-        if mix_ratio > 0.0 && categories == 0 {
+        let wanted = categories.unwrap_or_else(|| vec![true; number]);
+        if wanted.len() != number {
+            return Err(PyValueError::new_err(format!(
+                "categories: expected one flag per category ({number}), got {}",
+                wanted.len()
+            )));
+        }
+        if mix_ratio > 0.0 && number == 0 {
             return Err(PyValueError::new_err(
                 "mix_ratio: slots need slot_weights, image_counts or a bank",
             ));
         }
-        // Without counts, what the bank's table says of the dataset, else all alike.
-        let image_counts = counts.unwrap_or_else(|| match &inner {
-            Some(b) => b
+        let reference = threshold * factors.len().max(1) as f64;
+        let rarity = match (&counts, &inner) {
+            (Some(counts), _) => counts
+                .iter()
+                .map(|&n| priority::rarity(priority::images(Some(n), None), reference))
+                .collect(),
+            // What the bank's table says of the dataset, else all alike.
+            (None, Some(bank)) => bank
                 .categories()
                 .iter()
-                .map(|c| c.image_count.unwrap_or(1))
+                .map(|c| priority::rarity(priority::images_of(c), reference))
                 .collect(),
-            None => vec![1; categories],
-        });
+            (None, None) => vec![1.0; number],
+        };
         let config = SamplerConfig {
-            categories: categories as u32,
+            categories: number as u32,
             mix_ratio,
             seed,
             rank,
@@ -275,8 +320,9 @@ impl MosaicSampler {
         config.validate()?;
         let weighing = Weighing {
             fixed,
-            image_counts,
-            images: config.factors.len() as u64,
+            image_counts: counts,
+            rarity,
+            wanted,
             threshold,
             bank: inner,
         };
@@ -308,7 +354,7 @@ impl MosaicSampler {
         py: Python<'py>,
         position: Option<u64>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        let (state, (weights_epoch, weights)) = self.current_state(py)?;
+        let (state, (read_at, weights)) = self.current_state(py)?;
         let state = match position {
             Some(p) if p != state.position => {
                 let config = self.config.clone();
@@ -333,7 +379,8 @@ impl MosaicSampler {
         dict.set_item("reals", state.reals)?;
         dict.set_item("epoch", state.epoch)?;
         dict.set_item("epoch_start", state.epoch_start)?;
-        dict.set_item("weights_epoch", weights_epoch)?;
+        dict.set_item("weights_epoch", read_at.epoch)?;
+        dict.set_item("weights_position", read_at.position)?;
         dict.set_item("weights", weights)?;
         Ok(dict)
     }
@@ -370,15 +417,24 @@ impl MosaicSampler {
             return Err(Error::value("sampler state: mix_ratio", own, mix).into());
         }
         let weights = get("weights")?;
+        let position: u64 = get("position")?.extract()?;
+        let read_at = ReadAt {
+            epoch: get("weights_epoch")?.extract()?,
+            // States of earlier versions do not say.
+            position: match state.get_item("weights_position")? {
+                Some(at) => at.extract()?,
+                None => position,
+            },
+        };
         let weights = (
-            get("weights_epoch")?.extract()?,
+            read_at,
             // States of earlier versions hold an array.
             weights
                 .extract()
                 .or_else(|_| numbers::<f64>("weights", &weights))?,
         );
         let start = State {
-            position: get("position")?.extract()?,
+            position,
             reals: get("reals")?.extract()?,
             epoch: get("epoch")?.extract()?,
             epoch_start: get("epoch_start")?.extract()?,
@@ -412,6 +468,14 @@ impl MosaicSampler {
         self.current
             .as_ref()
             .map_or(self.start.position, |it| it.borrow(py).position())
+    }
+
+    /// Rarity of each category, 0 for those that slots may not ask for; float64 [C].
+    #[getter]
+    fn rarity<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f64>> {
+        let of = self.weighing.rarity.iter().zip(&self.weighing.wanted);
+        let rarity: Vec<f64> = of.map(|(r, w)| if *w { *r } else { 0.0 }).collect();
+        rarity.into_pyarray(py)
     }
 
     /// Number of real images.
@@ -465,13 +529,11 @@ impl MosaicSampler {
     ) -> PyResult<((Bound<'py, PyArray1<f32>>,), Bound<'py, PyDict>)> {
         let kwargs = PyDict::new(py);
         kwargs.set_item("mix_ratio", self.config.mix_ratio)?;
-        let counts: Vec<i64> = self
-            .weighing
-            .image_counts
-            .iter()
-            .map(|&n| n as i64)
-            .collect();
-        kwargs.set_item("image_counts", counts.into_pyarray(py))?;
+        if let Some(counts) = &self.weighing.image_counts {
+            let counts: Vec<i64> = counts.iter().map(|&n| n as i64).collect();
+            kwargs.set_item("image_counts", counts.into_pyarray(py))?;
+        }
+        kwargs.set_item("categories", self.weighing.wanted.clone())?;
         if let Some(fixed) = &self.weighing.fixed {
             kwargs.set_item("slot_weights", fixed.clone().into_pyarray(py))?;
         }

@@ -1,5 +1,5 @@
-//! Charts as SVG. They have no colours of their own: the page's style sheet gives them, in light
-//! and in dark. Each has a text for those who cannot see it.
+//! Charts as SVG. The page's style sheet sets their colours, for light and dark. Each chart has a
+//! text alternative.
 
 use std::fmt::Write as _;
 
@@ -36,7 +36,7 @@ fn short(n: f64) -> String {
     }
 }
 
-/// `text` as it may stand in markup.
+/// `text`, escaped for markup.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -182,7 +182,7 @@ fn rates(engine: &EngineFacts, rate: Rate) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// How long before the report, in few characters.
+/// Time before the report, in short form.
 fn before(seconds: f64) -> String {
     let s = seconds.max(0.0) as u64;
     match s {

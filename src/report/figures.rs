@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::bank::format::KEPT;
 use crate::bank::{Bank, Category, Demand, DemandBoard, Kind, Limits, RecordId, Stock};
 use crate::error::Result;
+use crate::mask::Verdict;
+use crate::priority::supply::Supply;
 
 /// Longest text of a reason; a foreign bank may say anything.
 const MAX_REASON: usize = 80;
@@ -137,13 +138,21 @@ pub struct CategoryFigures {
     pub weight: f32,
     /// Feedback: factor on the pasted size relative to neutral 1.
     pub size_factor: f32,
+    /// Whether the bank holds mosaics of it, or a running engine draws it.
+    pub supplied: bool,
     /// What a walk through the records tells.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub contents: Option<CategoryContents>,
 }
 
 impl CategoryFigures {
-    fn new(category: &Category, index: usize, stock: &Stock, demand: &[Demand]) -> Self {
+    fn new(
+        category: &Category,
+        index: usize,
+        stock: &Stock,
+        demand: &[Demand],
+        supplied: bool,
+    ) -> Self {
         let count = |list: &[u64]| list.get(index).copied().unwrap_or_default();
         let d = demand.get(index).copied().unwrap_or_default();
         Self {
@@ -158,6 +167,7 @@ impl CategoryFigures {
             missed: d.missed,
             weight: d.weight,
             size_factor: d.size_factor,
+            supplied,
             contents: None,
         }
     }
@@ -187,6 +197,8 @@ pub struct Figures {
     pub removed: u64,
     /// What keeps the bank from growing for ever.
     pub limits: Limits,
+    /// One line about the categories that neither the bank nor a running engine supplies.
+    pub shortfall: Option<String>,
     /// Unused mosaics that the engine heard of last wants of every category.
     pub target: Option<u64>,
     /// What engines say of themselves, oldest first.
@@ -205,6 +217,7 @@ impl Figures {
     /// [`crate::Error::Format`] when the store is damaged.
     pub fn gather(bank: &Bank, engines: Vec<EngineFacts>) -> Result<Self> {
         let stock = bank.stock()?;
+        let supply = Supply::of(bank)?;
         let demand = bank.board().map_or_else(Vec::new, DemandBoard::snapshot);
         let target = engines
             .iter()
@@ -219,7 +232,8 @@ impl Figures {
             bytes: stock.bytes,
             added: stock.added,
             removed: stock.removed,
-            limits: bank.info().limits,
+            limits: bank.limits(),
+            shortfall: supply.shortfall(bank, &[]),
             target,
             engines,
             contents: None,
@@ -227,7 +241,7 @@ impl Figures {
                 .categories()
                 .iter()
                 .enumerate()
-                .map(|(i, c)| CategoryFigures::new(c, i, &stock, &demand))
+                .map(|(i, c)| CategoryFigures::new(c, i, &stock, &demand, supply.has(i)))
                 .collect(),
         })
     }
@@ -294,7 +308,7 @@ impl Figures {
             *by_regions.entry(regions.len() as u64).or_default() += 1;
             contents.regions += regions.len() as u64;
             for region in &regions {
-                let rejected = region.verdict != KEPT;
+                let rejected = !region.verdict.is_kept();
                 if let Some(of) = of.get_mut(region.category as usize) {
                     of.regions += 1;
                     of.rejected += u64::from(rejected);
@@ -330,70 +344,19 @@ fn uses_of(bank: &Bank, kind: Kind, id: RecordId) -> Result<u64> {
     Ok(bank.use_count(kind, id)?.map_or(0, u64::from))
 }
 
-/// A verdict without its numbers: what many regions have in common.
-pub(super) fn reason(verdict: &str) -> String {
-    let numbers_gone = |words: &str| {
-        words
-            .split_whitespace()
-            .map(|w| {
-                if w.bytes().all(|b| b.is_ascii_digit()) {
-                    "…"
-                } else {
-                    w
-                }
-            })
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
-    // "width of 12 px is below 20 px"
-    let bounded = |side: &str| {
-        let (what, _) = verdict.split_once(" of ")?;
-        verdict
-            .contains(&format!(" px is {side} "))
-            .then(|| format!("{what} {side} the bound"))
-    };
-    let text = bounded("below")
-        .or_else(|| bounded("above"))
-        .or_else(|| {
-            verdict
-                .ends_with(" components, expected one")
-                .then(|| "several components, expected one".to_owned())
-        })
-        .unwrap_or_else(|| numbers_gone(verdict));
-    text.chars().take(MAX_REASON).collect()
+/// [`Verdict::reason`], cut where a foreign bank says more than fits.
+pub(super) fn reason(verdict: &Verdict) -> String {
+    verdict.reason().chars().take(MAX_REASON).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mask::filter::{Measure, Verdict};
 
     #[test]
-    fn verdicts_that_differ_in_numbers_have_one_reason() {
-        let small = |got| Verdict::TooSmall {
-            what: Measure::Width,
-            got,
-            least: 20,
-        };
-        assert_eq!(reason(&small(3).to_string()), "width below the bound");
-        assert_eq!(
-            reason(&small(3).to_string()),
-            reason(&small(17).to_string())
-        );
-        let large = Verdict::TooLarge {
-            what: Measure::Area,
-            got: 9,
-            most: 8,
-        };
-        assert_eq!(reason(&large.to_string()), "area above the bound");
-        let many = |found| Verdict::TooManyComponents { found }.to_string();
-        assert_eq!(reason(&many(2)), reason(&many(5)));
-        let dropped = |failed| Verdict::CanvasDropped { failed }.to_string();
-        assert_eq!(reason(&dropped(1)), reason(&dropped(3)));
-        assert_eq!(
-            reason(&Verdict::NoComponent.to_string()),
-            "the mask is empty"
-        );
-        assert_eq!(reason(&"x".repeat(1000)).len(), MAX_REASON);
+    fn long_reasons_are_cut() {
+        let text = "x".repeat(1000);
+        assert_eq!(reason(&Verdict::Other { text }).len(), MAX_REASON);
+        assert_eq!(reason(&Verdict::NoComponent), "the mask is empty");
     }
 }

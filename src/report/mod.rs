@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! counters, regions, uses, engines    figures    (what `mosaicbank stats --json` writes, too)
-//! records -> thumbnails, outlines     pictures
+//! pixels, masks -> thumbnails, paths  pictures
+//! records -> what the script reads    records
 //! figures -> bars and lines           charts
-//! all of it -> one file               page, with report.html, report.css and report.js
+//! figures, records -> text            render, with report.html, report.css and report.js
+//! a bank -> the file                  page
 //! ```
 //!
 //! Nothing here draws from the bank or counts a use, and whatever comes from a record (names,
@@ -14,6 +16,8 @@ mod charts;
 mod figures;
 mod page;
 mod pictures;
+mod records;
+mod render;
 
 pub use figures::{
     CategoryContents, CategoryFigures, Contents, EngineFacts, Figures, Moment, Reason,

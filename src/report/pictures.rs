@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 use crate::geometry::Size;
 use crate::mask::Rle;
 
-/// JPEG quality on the page, with half the resolution for colours: three quarters of the bytes of
-/// the bank's own way of coding.
+/// JPEG quality on the page, with chroma at half the resolution: three quarters of the bytes of the
+/// bank's coding.
 const QUALITY: u8 = 70;
-/// Longest sides that pictures get where nobody asks for one.
+/// Default longest sides.
 const SIDES: std::ops::RangeInclusive<f64> = 128.0..=640.0;
-/// The longest side with which is tried how many bytes pictures take.
+/// Longest side of the samples that estimate how many bytes images take.
 const TRIED: u32 = 256;
 /// How far an outline may be from the mask, in pixels of the page's picture.
 const TOLERANCE: f64 = 0.75;
@@ -31,8 +31,8 @@ pub(super) fn scale(size: Size, longest: u32) -> f64 {
     (f64::from(size.height.max(size.width)) / f64::from(longest.max(1))).max(1.0)
 }
 
-/// The longest side with which `count` pictures take about `bytes` of a page, as a few `samples`
-/// of them tell.
+/// The longest side with which `count` images take about `bytes` of a page, estimated from a few
+/// `samples`.
 ///
 /// # Errors
 /// As [`thumbnail`].
@@ -70,7 +70,7 @@ pub(super) fn thumbnail(rgb: Vec<u8>, size: Size, longest: u32) -> Result<String
     let mut encoder = Encoder::new(&mut jpeg, QUALITY);
     encoder.set_sampling_factor(SamplingFactor::F_2_2);
     encoder.set_optimized_huffman_tables(true);
-    // No side of a record is longer than a u16 can say.
+    // Sides of records fit a u16.
     let (width, height) = (picture.width() as u16, picture.height() as u16);
     encoder
         .encode(picture.as_raw(), width, height, ColorType::Rgb)

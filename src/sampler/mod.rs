@@ -1,8 +1,8 @@
 //! Which index comes next: real images as LVIS repeat-factor sampling draws them, and *slots*, each
 //! asking for one mosaic of a category.
 //!
-//! Everything is a function of (seed, rank, position): the stream of a rank can be cut anywhere
-//! and goes on the same, and no worker has a state of its own.
+//! Everything is a function of (seed, rank, position): the stream of a rank can be stopped anywhere
+//! and continues the same, and workers have no state.
 
 mod factors;
 mod stream;

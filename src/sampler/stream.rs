@@ -153,6 +153,8 @@ pub struct Stream {
     images_epoch: Option<u64>,
     /// Running sums of the slot weights; empty when no category has any.
     sums: Vec<f64>,
+    /// Running sums of the repeat factors; made when a slot first has no category.
+    factor_sums: Vec<f64>,
     slots: ChaCha8Rng,
 }
 
@@ -172,6 +174,7 @@ impl Stream {
             images: Vec::new(),
             images_epoch: None,
             sums: Vec::new(),
+            factor_sums: Vec::new(),
             slots,
         };
         stream.set_weights(weights)?;
@@ -202,15 +205,7 @@ impl Stream {
                 format!("{} numbers", weights.len()),
             ));
         }
-        let mut sum = 0.0;
-        self.sums.clear();
-        for w in weights {
-            sum += w;
-            self.sums.push(sum);
-        }
-        if sum == 0.0 {
-            self.sums.clear();
-        }
+        self.sums = running_sums(weights.iter().copied());
         Ok(())
     }
 
@@ -265,27 +260,31 @@ impl Stream {
         let key = self.state.position * u64::from(c.world_size) + u64::from(c.rank);
         let (indexing, keyed) = (c.indexing(), c.keyed);
         let u = unit(self.slots.next_u64());
-        let slot = if u < c.mix_ratio {
+        // Whether a place is a slot, and so which real images come where, must not depend on the
+        // weights: workers that share a stream may read them a moment apart.
+        let code = if u < c.mix_ratio {
             self.slot(u / c.mix_ratio)
         } else {
-            None
+            Code::Real(self.next_real())
         };
-        let index = match slot {
-            Some(category) => indexing.encode(Code::Slot(category), key),
-            None => {
-                let image = self.next_real();
-                indexing.encode(Code::Real(image), if keyed { key } else { 0 })
-            }
+        let key = match code {
+            Code::Real(_) if !keyed => 0,
+            _ => key,
         };
         self.state.position += 1;
-        index
+        indexing.encode(code, key)
     }
 
-    /// The category at `u` (0..1) of the cumulated weights.
-    fn slot(&self, u: f64) -> Option<u32> {
-        let total = *self.sums.last()?;
-        let at = self.sums.partition_point(|s| *s <= u * total);
-        Some(at.min(self.sums.len() - 1) as u32)
+    /// The category at `u` (0..1) of the cumulated weights; where none has any, a real image
+    /// drawn by the repeat factors.
+    fn slot(&mut self, u: f64) -> Code {
+        if let Some(category) = at(&self.sums, u) {
+            return Code::Slot(category as u32);
+        }
+        if self.factor_sums.is_empty() {
+            self.factor_sums = running_sums(self.config.factors.iter().map(|f| f64::from(*f)));
+        }
+        at(&self.factor_sums, u).map_or(Code::Slot(0), |image| Code::Real(image as u64))
     }
 
     /// Goes on by `n` indices.
@@ -294,6 +293,27 @@ impl Stream {
             self.next();
         }
     }
+}
+
+/// Running sums; none where everything is 0.
+fn running_sums(weights: impl Iterator<Item = f64>) -> Vec<f64> {
+    let sums: Vec<f64> = weights
+        .scan(0.0, |sum, w| {
+            *sum += w;
+            Some(*sum)
+        })
+        .collect();
+    match sums.last() {
+        Some(total) if *total > 0.0 => sums,
+        _ => Vec::new(),
+    }
+}
+
+/// The place at `u` (0..1) of running sums.
+fn at(sums: &[f64], u: f64) -> Option<usize> {
+    let total = *sums.last()?;
+    let at = sums.partition_point(|s| *s <= u * total);
+    Some(at.min(sums.len() - 1))
 }
 
 #[cfg(test)]
@@ -341,6 +361,40 @@ mod tests {
             }
             s.next();
         }
+    }
+
+    #[test]
+    fn without_a_category_slots_give_real_images_and_nothing_else_moves() {
+        let c = config(0, 1, 0.4);
+        let with = take(c.clone(), State::default(), 2000);
+        let mut s = Stream::new(c.clone(), State::default(), &[0.0; 4]).unwrap();
+        let indexing = c.indexing();
+        let (mut stand_ins, mut slots) = ([0.0; 6], 0);
+        for index in with {
+            let got = s.next();
+            match indexing.decode(index).unwrap().0 {
+                Code::Real(_) => assert_eq!(got, index),
+                Code::Slot(_) => {
+                    let Code::Real(image) = indexing.decode(got).unwrap().0 else {
+                        panic!("a slot without a category")
+                    };
+                    stand_ins[image as usize] += 1.0;
+                    slots += 1;
+                }
+            }
+        }
+        // By the repeat factors: chi-squared, 5 degrees of freedom, 20.5 at p = 0.001.
+        let total: f32 = c.factors.iter().sum();
+        let chi: f64 = c
+            .factors
+            .iter()
+            .zip(stand_ins)
+            .map(|(f, n)| {
+                let expected = f64::from(slots) * f64::from(f / total);
+                (n - expected).powi(2) / expected
+            })
+            .sum();
+        assert!(slots > 700 && chi < 20.5, "{slots} {chi} {stand_ins:?}");
     }
 
     #[test]

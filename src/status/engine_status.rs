@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{now, process};
+use super::{IndexSet, now, process};
 
 /// Version of the file.
 const FORMAT: u32 = 1;
@@ -199,6 +199,8 @@ pub struct EngineStatus {
     pub stocked: usize,
     /// Mosaics short of the target, over all categories.
     pub missing: u64,
+    /// Categories (indices) that it draws when they are asked for.
+    pub draws: IndexSet,
     /// Mosaics in progress: (category index, count).
     pub coming: Vec<(u32, u64)>,
     /// Totals over the whole run, oldest first.
@@ -246,6 +248,7 @@ impl Default for EngineStatus {
             categories: 0,
             stocked: 0,
             missing: 0,
+            draws: IndexSet::default(),
             coming: Vec::new(),
             history: Vec::new(),
             stages: StageTimes::default(),

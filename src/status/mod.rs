@@ -9,6 +9,8 @@
 mod engine_status;
 // The file in the bank.
 mod file;
+// A set of categories in few characters.
+mod indices;
 // Facts about processes and machines.
 pub mod process;
 // Mosaics and instances per second.
@@ -17,6 +19,7 @@ mod rates;
 mod writer;
 
 pub use engine_status::{EngineStatus, LastError, Moment, StageTimes, State};
+pub use indices::IndexSet;
 pub use writer::StatusWriter;
 
 use std::time::{SystemTime, UNIX_EPOCH};

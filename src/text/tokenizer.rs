@@ -13,7 +13,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use crate::error::{Error, Result};
 
-/// Length that every prompt is cut or padded to, when the directory does not name another.
+/// Default length that every prompt is cut or padded to.
 const DEFAULT_LENGTH: usize = 77;
 
 /// How CLIP splits lowercased text into words before byte-pair merging (Radford et al., 2021).

@@ -3,12 +3,13 @@
 
 use std::path::Path;
 
-use mosaicbank::bank::trace::{AttentionMap, Generation, RegionTrace, fingerprint};
 use mosaicbank::bank::{
-    Bank, BankInfo, Category, Codec, Limits, MosaicInstance, MosaicRecord, Region,
+    Bank, BankInfo, Category, Codec, Limits, MosaicInstance, MosaicRecord, RecordId, Region,
 };
 use mosaicbank::geometry::{PixelBox, Size};
-use mosaicbank::mask::Rle;
+use mosaicbank::mask::{Rle, Verdict};
+use mosaicbank::record::{AttentionMap, Generation, RegionTrace, fingerprint};
+use sha2::{Digest, Sha256};
 
 /// `n` categories with ids 1, 2, ...
 pub fn categories(n: u32) -> Vec<Category> {
@@ -49,6 +50,17 @@ pub fn rectangle(size: Size, b: PixelBox) -> Rle {
     Rle::new(size, &counts).unwrap()
 }
 
+/// The id that version 0.1 gave to the mosaic of a seed; the banks in `tests/data` have such ids.
+pub fn old_id(recipe: &str, weights: &str, seed: u64) -> RecordId {
+    let mut hash = Sha256::new();
+    for part in ["mosaic", recipe, weights] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.update(seed.to_le_bytes());
+    RecordId(hash.finalize()[..16].try_into().unwrap())
+}
+
 /// A mosaic of two regions side by side, one object each, of the given categories.
 pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
     let (h, w) = (size.height, size.width);
@@ -68,31 +80,28 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
         .iter()
         .enumerate()
         .map(|(i, &category)| Region {
-            bbox: PixelBox::new(i as u32 * half, 0, (i as u32 + 1) * half, h),
             prompt: format!("a photo of a single thing_{}", category + 1),
-            category,
-            verdict: mosaicbank::bank::format::KEPT.into(),
             trace: seed.is_multiple_of(2).then(|| RegionTrace {
                 planned: i as u32,
-                own: PixelBox::new(i as u32 * half, 0, (i as u32 + 1) * half, h),
                 attention: AttentionMap::shrink(&vec![0.5; size.area() as usize], size)
                     .unwrap(),
                 threshold: 0.4,
                 refined: Rle::empty(size).unwrap(),
             }),
+            ..Region::bare(
+                PixelBox::new(i as u32 * half, 0, (i as u32 + 1) * half, h),
+                category,
+                Verdict::Kept,
+            )
         })
         .collect();
     let instances = [left, right]
         .iter()
         .zip(boxes)
         .enumerate()
-        .map(|(i, (&category, bbox))| MosaicInstance {
-            category,
-            mask: rectangle(size, bbox),
-            bbox,
-            area: bbox.size().area(),
-            score: 0.5 + (seed % 50) as f32 / 100.0,
-            region: i as u32,
+        .map(|(i, (&category, bbox))| {
+            let score = 0.5 + (seed % 50) as f32 / 100.0;
+            MosaicInstance::of_mask(category, rectangle(size, bbox), score, i as u32).unwrap()
         })
         .collect();
     let generation = Generation {
@@ -105,7 +114,7 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
         pixels: fingerprint(&image, size),
     };
     MosaicRecord {
-        id: MosaicRecord::id_of("recipe", "weights", seed),
+        id: old_id("recipe", "weights", seed),
         size,
         image,
         regions,
@@ -115,5 +124,26 @@ pub fn mosaic(seed: u64, left: u32, right: u32, size: Size) -> MosaicRecord {
         recipe: "recipe".into(),
         seed,
         generation: seed.is_multiple_of(2).then_some(generation),
+    }
+}
+
+/// Runs `mount`; false where the machine does not let us.
+pub fn mount(args: &[&str]) -> bool {
+    std::process::Command::new("mount")
+        .args(args)
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
+}
+
+/// A mounted file system, unmounted when dropped.
+pub struct Mounted(pub std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
     }
 }

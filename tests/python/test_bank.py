@@ -137,13 +137,36 @@ def test_errors_are_natural(tmp_path):
     with pytest.raises(ValueError, match="foreground"):
         bank.put_instances([empty])
     bad = mosaic(rng, [0], 99)
-    bad["image"] = picture(rng, 10, 10)
-    with pytest.raises(ValueError, match="mask size"):
+    bad["image"] = picture(rng, 200, 200)
+    with pytest.raises(ValueError, match="a mask of the canvas"):
         bank.put_mosaics([bad])
     text = (tmp_path / "bank" / "bank.toml").read_text()
     (tmp_path / "bank" / "bank.toml").write_text(text.replace("format = 1", "format = 2"))
     with pytest.raises(ValueError, match="newer mosaicbank"):
         _core.Bank.open(str(tmp_path / "bank"))
+
+
+def test_limits_change_one_by_one_and_stay_in_range(tmp_path):
+    bank = make_bank(tmp_path / "bank", instances=4, mosaics=0)
+    before, after = bank.set_limits(max_uses=3)
+    assert before["max_uses"] == 0 and after == {**before, "max_uses": 3} == bank.limits
+    assert _core.Bank.open(str(tmp_path / "bank")).limits == after
+    # A number that bank.toml cannot hold made a bank that could not be opened.
+    for many in (1 << 63, (1 << 64) - 1):
+        with pytest.raises(ValueError, match="max_bytes: expected at most"):
+            bank.set_limits(max_bytes=many)
+        with pytest.raises(ValueError, match="max_bytes: expected at most"):
+            make_bank(tmp_path / "other", max_bytes=many)
+        with pytest.raises(ValueError, match="image_count"):
+            _core.Bank.create(
+                str(tmp_path / "other"), [{"id": 1, "name": "a", "image_count": many}]
+            )
+    assert not (tmp_path / "other").exists()
+    assert _core.Bank.open(str(tmp_path / "bank")).limits == after
+    # They act at once, on what was used before, too.
+    for category in 3 * [0, 1, 2, 3]:
+        assert bank.draw_instance(category, [category]).category == category
+    assert bank.retire() == 4
 
 
 def test_demand_and_feedback(tmp_path):
@@ -185,7 +208,8 @@ def test_draws_are_uniform_at_a_fixed_seed(tmp_path):
 def test_merge_compact_and_retire(tmp_path):
     a = make_bank(tmp_path / "a", instances=5, mosaics=3, seed=0)
     b = make_bank(tmp_path / "b", instances=5, mosaics=6, seed=1, max_uses=1)
-    assert a.merge_from(b)["added"] == 5 + 9  # three of the mosaics are the same
+    # Six mosaics with two instances each: recipe, weights and seeds as a's, but other pixels.
+    assert a.merge_from(b)["added"] == 5 + 6 * 3
     assert a.merge_from(b)["added"] == 0
     c = a.compact(str(tmp_path / "c"))
     assert c.stats()["instances"] == a.stats()["instances"]

@@ -370,7 +370,8 @@ def spoil(folder, change, name="m0000"):
         (lambda r: r["instances"][2]["rle"].update(counts=[96 * 128]), "not empty"),
         (lambda r: r["regions"][0].update(box=[0, 0, 999, 9]), r"regions\[0\].box"),
         (lambda r: r["regions"][0].update(own=[0, 0, 65, 9]), r"regions\[0\].own"),
-        (lambda r: r["regions"][0].update(verdict="nice"), "verdict|variant"),
+        (lambda r: r["regions"][0].update(verdict={"nice": {}}), "verdict|variant"),
+        (lambda r: r["instances"][0]["provenance"].update(region=9), r"instances\[0\].region"),
         (lambda r: r.pop("seed"), "missing field `seed`"),
     ],
 )

@@ -37,7 +37,7 @@ def test_the_config_table_is_the_codes():
 def test_the_recipe_keys_of_python_are_those_of_rust():
     from mosaicbank.generator import RECIPE_KEYS
 
-    source = (ROOT / "src" / "recipe.rs").read_text(encoding="utf-8")
+    source = (ROOT / "src" / "recipe" / "mod.rs").read_text(encoding="utf-8")
     body = source.split("pub struct Recipe {", 1)[1].split("\n}", 1)[0]
     fields = [
         line.strip().removeprefix("pub ").split(":", 1)[0]

@@ -53,6 +53,38 @@ def test_aggregation(region):
     assert np.abs(found - expected).max() <= 3e-6
 
 
+@pytest.mark.parametrize("region", [(384, 512), (136, 152), (97, 131), (8, 4)])
+@pytest.mark.parametrize("noise", [1, 3])
+def test_the_papers_aggregation_is_pillows(region, noise):
+    Image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(region[0] + noise)
+    sizes = [(48, 64), (24, 32), (13, 16), region]
+    maps = [(rng.random(s) ** noise * rng.uniform(1e-6, 0.3)).astype(np.float32) for s in sizes]
+    resized = [
+        np.asarray(
+            Image.fromarray((m.astype(float) / m.max() * 255).astype(np.uint8)).resize(
+                region[::-1], Image.Resampling.BICUBIC
+            )
+        )
+        for m in maps
+    ]
+    # Alone, so that no rounding hides a difference: the same 8 bits.
+    for one, expected in zip(maps, resized):
+        found = masks.aggregate_attention([one], *region, aggregation="paper")
+        expected = (expected / 255 / (expected.max() / 255) * 255).astype(np.uint8)
+        assert np.array_equal(np.rint(found * 255), expected)
+    mean = np.mean([r / 255 for r in resized], axis=0)
+    expected = (mean / mean.max() * 255).astype(np.uint8)
+    found = masks.aggregate_attention(maps, *region, aggregation="paper")
+    assert found.dtype == np.float32 and found.max() == 1.0
+    assert np.array_equal(np.rint(found * 255), expected)
+
+
+def test_an_unknown_aggregation_is_refused():
+    with pytest.raises(ValueError, match=r"paper.*pillow"):
+        masks.aggregate_attention([np.eye(4)], 8, 8, aggregation="pillow")
+
+
 def test_a_map_of_zeros_gives_no_mask():
     zero = masks.aggregate_attention([np.zeros((4, 4)), np.zeros((2, 2))], 16, 16)
     assert not zero.any()

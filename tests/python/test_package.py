@@ -137,6 +137,11 @@ def test_a_recipe_holds_what_it_is_given():
         recipe.steps = 3
     with pytest.raises(TypeError):
         Recipe(steps=object())
+    # A path into a list, and a key of version 0.1.
+    assert dict(Recipe(**{"checks.size.min_area": 0.1})) == {"checks.size.min_area": 0.1}
+    assert Recipe(filter={"min_area": 0.1}).to_json() == '{"filter": {"min_area": 0.1}}'
+    with pytest.raises(ValueError, match=r"masks, refine, checks, keep.*'check\.size'"):
+        Recipe(**{"check.size": {}})
 
 
 # --- the command -------------------------------------------------------------------------------
@@ -190,10 +195,18 @@ def test_every_command_is_sent_to_the_module_that_has_it():
     assert commands == listed("engine")
     assert commands >= {"generate", "export", "merge"}
     assert commands >= _cli.ENGINE_COMMANDS
+    script = (
+        f"{NO_TORCH}import json\nfrom mosaicbank._cli import main\n"
+        f"status = {{c: main([c, '--help']) for c in {sorted(commands)}}}\n"
+        "print(json.dumps(status), file=sys.stderr)"
+    )
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stderr.splitlines()[-1])
     for command in commands:
         # In this process: a new one for each would only wait for torch.
         needs_engine = command in _cli.ENGINE_COMMANDS
-        assert cli(NO_TORCH, command, "--help").returncode == (2 if needs_engine else 0), command
+        assert status[command] == (2 if needs_engine else 0), command
         assert (_loader.engine() if needs_engine else _loader.core()).main([command, "--help"]) == 0
 
 

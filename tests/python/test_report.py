@@ -472,7 +472,7 @@ def test_the_trace_of_a_generated_mosaic(tmp_path):
         "height": 64,
         "width": 64,
         "steps": 2,
-        "filter": {"components": "each", "min_area": 0.001, "max_area": 1.0},
+        "checks": {"size": {"components": "each", "min_area": 0.001, "max_area": 1.0}},
     }
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     words = ["--bank", folder, "--annotations", table, "--recipe", tmp_path / "recipe.json"]

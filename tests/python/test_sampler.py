@@ -2,14 +2,18 @@
 
 import copy
 import itertools
+import json
 import multiprocessing
+import os
 import pickle
+import socket
 import threading
+import time
 
 import numpy as np
 import pytest
 
-from bank_helpers import make_bank
+from bank_helpers import make_bank, mosaic
 from mosaicbank import _core
 
 repeat_factors, MosaicSampler = _core.repeat_factors, _core.MosaicSampler
@@ -66,7 +70,7 @@ def test_slots_by_rarity_feedback_and_demand(tmp_path):
     assert stats.binomtest(int(slots.sum()), 20_000, 0.5).pvalue > 1e-3
     assert slots[4] == 0
     assert stats.chisquare(slots[:4], expected[:4] / expected.sum() * slots.sum()).pvalue > 1e-3
-    bank = make_bank(tmp_path / "bank", instances=0, mosaics=0)
+    bank = make_bank(tmp_path / "bank", instances=0)
     bank.set_feedback(np.array([1, 2, 0, 1, 1], np.float32))
     for _ in range(2):
         bank.count_miss(0)
@@ -75,7 +79,7 @@ def test_slots_by_rarity_feedback_and_demand(tmp_path):
 
 
 def test_an_epoch_reads_the_board_anew(tmp_path):
-    bank = make_bank(tmp_path / "bank", instances=0, mosaics=0)
+    bank = make_bank(tmp_path / "bank", instances=0)
     sampler = MosaicSampler(100, mix_ratio=0.5, image_counts=np.ones(5, np.int64), bank=bank)
     it = iter(sampler)
     it.take(50)
@@ -83,6 +87,78 @@ def test_an_epoch_reads_the_board_anew(tmp_path):
     it.take(300)
     later = [sampler.decode(int(i))[1] for i in it.take(500)]
     assert {c for c in later if c is not None} == {0}
+
+
+def running_engine(bank, draws, state="working"):
+    """The status file of an engine that runs in this process."""
+    status = {
+        "id": "test", "state": state, "pid": os.getpid(), "host": socket.gethostname(),
+        "time": time.time(), "started": time.time(), "draws": draws,
+    }  # fmt: skip
+    (bank.path / "engine-test.json").write_text(json.dumps(status))
+
+
+def test_slots_go_where_supply_can_come(tmp_path):
+    bank = make_bank(tmp_path / "bank", instances=3, mosaics=0)
+
+    def stream(**more):
+        counts = np.array([1, 2, 3, 4, 500])
+        return MosaicSampler(1000, mix_ratio=0.5, image_counts=counts, bank=bank, **more)
+
+    def asked(sampler, n=300):
+        return {sampler.decode(i)[1] for i in take(sampler, n)} - {None}
+
+    # Instances do not answer slots: nothing is supplied, and all images are real.
+    assert not bank.supply().any() and asked(stream()) == set()
+    assert bank.shortfall().startswith("5 of 5 categories have no supply: thing_0, ")
+    real = [stream(keyed=False).decode(i)[0] for i in take(stream(keyed=False), 4000)]
+    assert None not in real and len(set(real)) > 900
+    # An engine draws two, one of which is not wanted.
+    running_engine(bank, "1-2")
+    assert bank.supply().tolist() == [False, True, True, False, False]
+    assert asked(stream()) == {1, 2}
+    assert asked(stream(categories=[True, True, False, True, True])) == {1}
+    assert bank.shortfall([False, True, True, False, False]) is None
+    # No rare category can be had: the share goes to those that can.
+    running_engine(bank, "4")
+    assert asked(stream()) == {4}
+    for state in ("paused", "stopped"):
+        running_engine(bank, "1-2", state)
+        assert asked(stream()) == set()
+    # What the bank holds needs no engine.
+    bank.put_mosaics([mosaic(np.random.default_rng(0), [3], 1)])
+    assert asked(stream()) == {3}
+
+
+def test_supply_comes_in_mid_epoch_and_the_stream_resumes(tmp_path):
+    bank = make_bank(tmp_path / "bank", instances=0, mosaics=0)
+
+    def stream():
+        return MosaicSampler(
+            5000, mix_ratio=0.4, image_counts=np.ones(5, np.int64), bank=bank, seed=3
+        )
+
+    plain = take(MosaicSampler(5000, mix_ratio=0.4, slot_weights=np.ones(5), seed=3), 600)
+    sampler = stream()
+    it = iter(sampler)
+    first = it.take(100).tolist()
+    assert not any(sampler.decode(i)[1] is not None for i in first)
+    running_engine(bank, "0-4")
+    # Weights are read every 128 indices.
+    later = it.take(500).tolist()
+    slots = [sampler.decode(i)[1] is not None for i in first + later]
+    assert not any(slots[:128]) and any(slots[128:140])
+    # Where real images stand does not depend on when supply came.
+    for ours, theirs in zip(first + later, plain):
+        real = sampler.decode(theirs)[0]
+        assert real is None or ours == theirs
+    state = copy.deepcopy(sampler.state_dict(position=300))
+    resumed = stream()
+    resumed.load_state_dict(state)
+    assert take(resumed, 300) == later[200:]
+    del state["weights_position"]  # of an earlier version
+    resumed.load_state_dict(state)
+    assert take(resumed, 300) == later[200:]
 
 
 @pytest.mark.parametrize("mix", [0.0, 0.3])

@@ -241,7 +241,8 @@ def test_lvis_and_coco_load(bank: Path, tmp_path: Path, format: str) -> None:
 
 
 def test_generated_folders_are_exported_too(tmp_path: Path) -> None:
-    made = ["--set", "steps=2", "--set", 'filter={"components": "each", "min_area": 0.001}']
+    made = ["--set", "steps=2", "--set", "checks.size.components=each"]
+    made += ["--set", "checks.size.min_area=0.001"]
     ok(
         "generate",
         "--categories",

@@ -31,7 +31,7 @@ from mosaicbank.detectron2.config import (
 from mosaicbank.detectron2.dataset import MosaicDataset
 from mosaicbank.detectron2.loader import MosaicLoader
 from mosaicbank.detectron2.paste import Paster, size_statistics
-from mosaicbank.detectron2.sampler import MosaicTrainingSampler, image_counts_for_slots
+from mosaicbank.detectron2.sampler import MosaicTrainingSampler, slot_categories
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def open_bank(
     classes: DatasetClasses,
     image_counts: Optional[npt.NDArray[np.int64]] = None,
 ) -> Optional[mosaicbank.Bank]:
-    """This machine's bank; local rank 0 makes it where there is none.
+    """This machine's bank; local rank 0 makes it where there is none, and sets its limits.
 
     A bank that cannot be made or opened is no reason not to train: then there is a warning, and
     None comes back. All ranks must call this.
@@ -68,16 +68,13 @@ def open_bank(
         image_counts: int64 [C], training images of each class.
     """
     path = bank_path(settings)
-    if comm.get_local_rank() == 0 and not (path / _BANK_FILE).exists():
+    limits = settings.limits.given()
+    if comm.get_local_rank() == 0 and (path / _BANK_FILE).exists():
+        _set_limits(path, limits)
+    elif comm.get_local_rank() == 0:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            mosaicbank.Bank.create(
-                path,
-                classes.table(image_counts),
-                max_bytes=settings.limits.max_bytes,
-                max_per_category=settings.limits.max_per_category,
-                max_uses=settings.limits.max_uses,
-            )
+            mosaicbank.Bank.create(path, classes.table(image_counts), "", **limits)
             logger.warning(
                 "mosaicbank: made an empty bank in %s; training runs on real data until an "
                 "engine fills it",
@@ -95,6 +92,22 @@ def open_bank(
             error,
         )
         return None
+
+
+def _set_limits(path: Path, limits: Mapping[str, int]) -> None:
+    """Give an existing bank the limits of ``MOSAIC.LIMITS``."""
+    if not limits:
+        return
+    try:
+        before, after = mosaicbank.Bank.open(path).set_limits(**limits)
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        logger.warning("mosaicbank: MOSAIC.LIMITS do not act on the bank in %s: %s", path, error)
+        return
+    changed = [
+        f"{name} {before[name]} -> {after[name]}" for name in after if before[name] != after[name]
+    ]
+    if changed:
+        logger.info("mosaicbank: limits of the bank in %s: %s", path, ", ".join(changed))
 
 
 def _factors(
@@ -179,7 +192,6 @@ def mosaic_train_loader(
     if bank is not None:
         categories = CategoryMap(bank.categories, classes, settings.match, str(bank.path))
         to_class = categories.to_class.tolist()
-        _say_if_empty(bank, settings)
     keypoints = len(metadata.keypoint_names) if keypoint_on else 0
     ignore_label = int(metadata.get("ignore_label", 255))
     paster = None
@@ -202,13 +214,12 @@ def mosaic_train_loader(
     base = settings.seed if settings.seed >= 0 else seed
     if base < 0:
         base = int(comm.shared_random_seed())
+    counts, allowed = slot_categories(image_counts.tolist(), to_class, _wanted(settings, classes))
     stream = mosaicbank.MosaicSampler(
         factors,
         mix_ratio=settings.mix_ratio,
-        image_counts=np.asarray(
-            image_counts_for_slots(image_counts.tolist(), to_class, _wanted(settings, classes)),
-            dtype=np.int64,
-        ),
+        image_counts=np.asarray(counts, dtype=np.int64),
+        categories=allowed,
         bank=bank,
         threshold=repeat_threshold,
         seed=base,
@@ -217,10 +228,8 @@ def mosaic_train_loader(
         keyed=True,
     )
     if settings.slot_weights == "fixed":
-        arguments, keywords = stream.__getnewargs_ex__()
-        stream = mosaicbank.MosaicSampler(
-            *arguments, **{**keywords, "slot_weights": stream.weights}
-        )
+        stream = _with_fixed_weights(stream)
+    supply_said = bank is None or _say_supply(bank, settings, allowed)
     training_sampler = MosaicTrainingSampler(
         stream, total_batch_size // comm.get_world_size(), aspect_ratio_grouping
     )
@@ -233,6 +242,7 @@ def mosaic_train_loader(
         seed=base,
         classes=classes,
         bank=bank,
+        rarity=stream.rarity,
         categories=categories,
         paster=paster,
         paste_stage=settings.paste.stage,
@@ -262,7 +272,21 @@ def mosaic_train_loader(
         image_format=image_format,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
+        slot_categories=allowed,
+        supply_said=supply_said,
     )
+
+
+def _with_fixed_weights(stream: mosaicbank.MosaicSampler) -> mosaicbank.MosaicSampler:
+    """A stream whose weights stay as they are now.
+
+    Where nothing is supplied yet, slots ask for every category: the bank may be filled later.
+    """
+    arguments, keywords = stream.__getnewargs_ex__()
+    weights = stream.weights
+    if not weights.any():
+        weights = mosaicbank.MosaicSampler(*arguments, **{**keywords, "bank": None}).weights
+    return mosaicbank.MosaicSampler(*arguments, **{**keywords, "slot_weights": weights})
 
 
 def _check_records(records: Sequence[Mapping[str, Any]]) -> None:
@@ -294,12 +318,34 @@ def _wanted(settings: MosaicSettings, classes: DatasetClasses) -> Optional[set[i
     return {index[name] for name in settings.categories}
 
 
-def _say_if_empty(bank: mosaicbank.Bank, settings: MosaicSettings) -> None:
-    if comm.is_main_process() and int(bank.stats()["mosaics"]) == 0:
+def _say_supply(bank: mosaicbank.Bank, settings: MosaicSettings, wanted: Sequence[bool]) -> bool:
+    """Log once what cannot be supplied; False while nothing is, so that it is too early to say."""
+    stats = bank.stats()
+    if settings.mix_ratio > 0:
+        nothing = not bank.supply().any()
+    else:
+        nothing = int(stats["mosaics"]) + int(stats["instances"]) == 0
+    if nothing and comm.is_main_process():
         logger.warning(
-            "mosaicbank: the bank in %s is empty; training runs on real data until %s",
+            "mosaicbank: the bank in %s has nothing to draw, and no engine feeds it; training runs "
+            "on real data until %s",
             bank.path,
-            "the engine fills it" if settings.engine.spawn else "an engine fills it",
+            "its engine has started" if settings.engine.spawn else "one is started",
+        )
+    if settings.mix_ratio == 0:
+        return True
+    if not nothing and comm.is_main_process():
+        log_shortfall(bank, wanted)
+    return not nothing
+
+
+def log_shortfall(bank: mosaicbank.Bank, wanted: Sequence[bool]) -> None:
+    """Log the categories that neither the bank nor a running engine supplies, in one line."""
+    line = bank.shortfall(wanted)
+    if line is not None:
+        logger.warning(
+            "mosaicbank: %s (neither in the bank nor drawn by a running engine; no slots for them)",
+            line,
         )
 
 

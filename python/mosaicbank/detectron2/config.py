@@ -32,6 +32,16 @@ def _at_least(low: int) -> Rule:
     return f"an integer >= {low}", check
 
 
+def _limit(bits: int) -> Rule:
+    """A limit of the bank: what its file can hold, or -1."""
+    most = 2**bits - 1
+
+    def check(value: Any) -> bool:
+        return _at_least(-1)[1](value) and value <= most
+
+    return f"an integer in -1..2^{bits} - 1", check
+
+
 def _one_of(*names: str) -> Rule:
     return "one of " + ", ".join(repr(n) for n in names), lambda v: v in names
 
@@ -150,11 +160,25 @@ class EngineSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LimitSettings:
-    """``MOSAIC.LIMITS``: bounds of a bank that this training makes; 0 is none."""
+    """``MOSAIC.LIMITS``: bounds of the bank; 0 is none, -1 leaves what the bank has."""
 
-    max_bytes: int = _key(20 << 30, _at_least(0), "Bytes on disk.")
-    max_per_category: int = _key(200, _at_least(0), "Instances of one category.")
-    max_uses: int = _key(50, _at_least(0), "A record that was used so often is retired.")
+    max_bytes: int = _key(
+        -1, _limit(63), "Most bytes of records; 0: no limit, -1: as the bank has it."
+    )
+    max_per_category: int = _key(
+        -1, _limit(63), "Most mosaics and most instances of one category; 0 and -1 as above."
+    )
+    max_uses: int = _key(
+        -1,
+        _limit(32),
+        "A record that was used so often is retired; 0: never, -1: as the bank has it. For a bank "
+        "that an engine keeps stocked: one without runs dry.",
+    )
+
+    def given(self) -> dict[str, int]:
+        """The limits to set."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if value >= 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,21 +192,32 @@ class MosaicSettings:
         "The bank's directory, on a local disk; made when missing. '{machine}' stands for the "
         "machine's number.",
     )
-    mix_ratio: float = _key(0.1, _between(0, 1), "Share of drawn samples that are mosaics.")
+    mix_ratio: float = _key(
+        0.1,
+        _between(0, 1),
+        "Share of drawn samples that are mosaics: of categories that the bank holds or a running "
+        "engine draws. While there is none, samples are real.",
+    )
     categories: tuple[str, ...] = _key(
-        (), _NAMES, "Categories that mosaics are drawn for; empty: by rarity."
+        (), _NAMES, "Categories that mosaics are drawn for; empty: all, by rarity."
     )
     slot_weights: str = _key(
         "live",
         _one_of("live", "fixed"),
-        "Weights of the categories: with the demand board as each epoch begins, or as they were "
-        "at the start of the run.",
+        "How slots weigh categories: with the demand board and the supply, read as each epoch "
+        "begins and every 128 samples of a rank; or as they were at the start of the run.",
     )
     match: str = _key(
         "id_and_name",
         _one_of("id_and_name", "name"),
         "How the bank's categories are found in the dataset: ids and names must agree, or names "
         "alone.",
+    )
+    aliases: tuple[str, ...] = _key(
+        (),
+        _WORDS,
+        "Names, definitions or prompts under which the engine's model draws categories: "
+        "'category=name', or JSON or TOML files (`--aliases` of `mosaicbank engine`).",
     )
     rejected_regions: str = _key(
         "fill",

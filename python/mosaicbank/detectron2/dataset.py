@@ -41,6 +41,8 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
         seed: for everything that is drawn here.
         classes: of the training set.
         bank: the source of mosaics; None: every slot is a miss.
+        rarity: float64 [bank categories], see ``MosaicSampler.rarity``: how a stand-in is drawn
+            for a slot whose category is not in stock; None: such a slot is a miss.
         categories: bank categories <-> classes; None without a bank.
         paster: pastes instances; None: no pasting.
         paste_stage: ``before`` or ``after`` the mapper.
@@ -63,6 +65,7 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
         seed: int,
         classes: DatasetClasses,
         bank: Optional[mosaicbank.Bank] = None,
+        rarity: Optional[npt.NDArray[np.float64]] = None,
         categories: Optional[CategoryMap] = None,
         paster: Optional[Paster] = None,
         paste_stage: str = "before",
@@ -81,6 +84,7 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
         self._seed = seed
         self._classes = classes
         self._bank = bank
+        self._rarity = rarity
         self._categories = categories
         self._paster = paster
         self._stage = paste_stage
@@ -105,19 +109,24 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
         index = int(index)
         image, slot, key = mosaicbank.decode_index(index, len(self._records), self._num_slots)
         info = SampleInfo(
-            index=index, kind="real", category=None, mosaic=None, uses=0, pasted=[], errors=0
+            index=index,
+            kind="real",
+            category=None,
+            instead_of=None,
+            mosaic=None,
+            uses=0,
+            pasted=[],
+            errors=0,
         )
         if slot is not None:
-            category = slot
-            if self._categories is not None:
-                category = int(self._categories.to_class[slot])
-            info["category"] = category if category >= 0 else None
+            info["category"] = self._class_of(slot)
             mosaic = self._draw(slot, key, info)
             if mosaic is not None:
                 made = self._map(*self._mosaic_record(mosaic, info), key, 0, info)
                 if made is not None:
                     return made
             info.update({"kind": "miss", "mosaic": None, "uses": 0, "pasted": []})
+            info["instead_of"] = None
             image = None
         # Like Detectron2: if the mapper returns None for an image, try another one.
         for attempt in range(_MAX_TRIES):
@@ -150,10 +159,34 @@ class MosaicDataset(torchdata.Dataset):  # type: ignore[type-arg]
         if self._bank is None:
             return None
         try:
-            return mosaicbank.draw_mosaic(self._bank, slot, seed_of(self._seed, "mosaic", key))
+            # A category that is not in stock is noted on the demand board.
+            mosaic = mosaicbank.draw_mosaic(self._bank, slot, seed_of(self._seed, "mosaic", key))
+            if mosaic is not None:
+                return mosaic
+            instead = self._in_stock(key)
+            if instead is None:
+                return None
+            info["category"] = self._class_of(instead)
+            info["instead_of"] = self._class_of(slot)
+            return mosaicbank.draw_mosaic(self._bank, instead, seed_of(self._seed, "instead", key))
         except Exception:  # training continues, whatever happened to the bank
             self._failed("drawing a mosaic", info)
             return None
+
+    def _class_of(self, slot: int) -> Optional[int]:
+        """The contiguous class of a bank category."""
+        found = slot if self._categories is None else int(self._categories.to_class[slot])
+        return found if found >= 0 else None
+
+    def _in_stock(self, key: int) -> Optional[int]:
+        """A bank category that slots may ask for and that is in stock, drawn by rarity."""
+        if self._bank is None or self._rarity is None:
+            return None
+        sums = np.cumsum(np.where(self._bank.stock()["mosaics"] > 0, self._rarity, 0.0))
+        if sums[-1] <= 0.0:
+            return None
+        u = seed_of(self._seed, "category instead", key) / (1 << 63)
+        return int(np.searchsorted(sums, u * sums[-1], side="right"))
 
     def _mosaic_record(
         self, mosaic: mosaicbank.BankMosaic, info: SampleInfo

@@ -5,9 +5,10 @@ None of them raises into the training: what fails is said once, and training goe
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -16,7 +17,7 @@ from detectron2.utils import comm
 
 import mosaicbank
 from mosaicbank import _core
-from mosaicbank.detectron2.build import bank_path
+from mosaicbank.detectron2.build import bank_path, log_shortfall
 from mosaicbank.detectron2.config import EngineSettings
 from mosaicbank.detectron2.evaluation import category_ap, write_feedback
 from mosaicbank.detectron2.loader import Counts, MosaicLoader
@@ -90,6 +91,7 @@ class MosaicHook(HookBase):  # type: ignore[misc]
         settings, now = self._loader.settings, int(self.trainer.iter)
         if (now + 1) % settings.log_period == 0:
             self.trainer.storage.put_scalars(smoothing_hint=False, **self.scalars())
+            self._say_supply()
         due = settings.picture_period > 0 and (
             self._last_picture is None or now - self._last_picture >= settings.picture_period
         )
@@ -104,12 +106,22 @@ class MosaicHook(HookBase):  # type: ignore[misc]
                 logger.debug("mosaicbank: picture of a %s", title)
                 self.trainer.storage.put_image("mosaic/sample", picture.transpose(2, 0, 1))
 
+    def _say_supply(self) -> None:
+        """Log what cannot be supplied as soon as anything can: the engine started later."""
+        loader = self._loader
+        if loader.supply_said or loader.bank is None or not loader.bank.supply().any():
+            return
+        loader.supply_said = True
+        if comm.is_main_process():
+            log_shortfall(loader.bank, loader.slot_categories)
+
     def scalars(self) -> dict[str, float]:
         """What goes into the event storage, of this rank, since the last call.
 
         ``share``: samples that are mosaics. ``pasted_per_sample``: pasted instances over samples.
         ``fresh_share``: drawn mosaics and instances that had never been used. ``reuse``: mean
-        number of their earlier uses. ``misses`` and ``errors``: since the start of the run.
+        number of their earlier uses. ``replaced`` (slots that got another category, as theirs was
+        not in stock), ``misses`` and ``errors``: since the start of the run.
         ``stock`` and ``stock_instances``: in the bank. ``generation_rate``: mosaics per minute
         of all its engines. ``engine_state``: an index into ``ENGINE_STATES``, of the newest
         engine.
@@ -123,6 +135,7 @@ class MosaicHook(HookBase):  # type: ignore[misc]
             "mosaic/pasted_per_sample": recent.pasted / max(1, recent.samples),
             "mosaic/fresh_share": recent.fresh / max(1, drawn),
             "mosaic/reuse": recent.reuses / max(1, drawn),
+            "mosaic/replaced": float(counts.replaced),
             "mosaic/misses": float(counts.misses),
             "mosaic/errors": float(counts.errors),
         }
@@ -144,6 +157,7 @@ class EngineHook(HookBase):  # type: ignore[misc]
     Args:
         bank: the bank's directory.
         settings: ``MOSAIC.ENGINE``.
+        aliases: ``MOSAIC.ALIASES``.
         start: makes the handle; for trainers that supervise in their own way.
     """
 
@@ -152,10 +166,11 @@ class EngineHook(HookBase):  # type: ignore[misc]
         bank: Path,
         settings: EngineSettings,
         start: Optional[Callable[[Path, EngineSettings], Any]] = None,
+        aliases: Sequence[str] = (),
     ) -> None:
         self._bank = bank
         self._settings = settings
-        self._start = start or start_engine
+        self._start = start or functools.partial(start_engine, aliases=aliases)
         self.handle: Any = None
 
     def before_train(self) -> None:
@@ -193,8 +208,8 @@ class EngineHook(HookBase):  # type: ignore[misc]
             logger.warning("mosaicbank: the engine did not stop as it should", exc_info=True)
 
 
-def start_engine(bank: Path, settings: EngineSettings) -> Any:
-    """Start a supervised engine as ``MOSAIC.ENGINE`` says.
+def start_engine(bank: Path, settings: EngineSettings, aliases: Sequence[str] = ()) -> Any:
+    """Start a supervised engine as ``MOSAIC.ENGINE`` and ``MOSAIC.ALIASES`` say.
 
     Returns:
         ``mosaicbank.EngineHandle``.
@@ -205,7 +220,10 @@ def start_engine(bank: Path, settings: EngineSettings) -> Any:
         device=settings.device.replace("{local_rank}", str(comm.get_local_rank())),
         duty=settings.duty,
         python=settings.python,
-        extra_args=list(settings.args),
+        extra_args=[
+            *settings.args,
+            *(word for alias in aliases for word in ("--aliases", alias)),
+        ],
     )
 
 
@@ -270,7 +288,7 @@ def mosaic_hooks(
     settings = loader.settings
     hooks: list[Any] = [MosaicHook(loader, checkpoint_period)]
     if settings.engine.spawn and loader.bank is not None:
-        hooks.append(EngineHook(bank_path(settings), settings.engine))
+        hooks.append(EngineHook(bank_path(settings), settings.engine, aliases=settings.aliases))
     if settings.feedback and results is not None:
         hooks.append(FeedbackHook(loader, results))
     return hooks

@@ -29,6 +29,8 @@ class Counts:
     mosaics: int = 0
     #: Slots for which the bank had nothing; they became real images.
     misses: int = 0
+    #: Slots that were answered with a mosaic of another category, as theirs was not in stock.
+    replaced: int = 0
     pasted: int = 0
     #: Mosaics and pasted instances used for the first time.
     fresh: int = 0
@@ -41,6 +43,7 @@ class Counts:
         self.samples += 1
         self.errors += info["errors"]
         self.misses += info["kind"] == "miss"
+        self.replaced += info["instead_of"] is not None
         drawn = [p["uses"] for p in info["pasted"]]
         self.pasted += len(drawn)
         if info["kind"] == "mosaic":
@@ -75,6 +78,8 @@ class MosaicLoader:
         counts: what it has produced so far.
         image_format: channel order of the samples' images.
         last_batch: the latest batch.
+        slot_categories: [bank categories] whether slots may ask for it.
+        supply_said: whether the categories without a supply were logged.
     """
 
     def __init__(
@@ -88,6 +93,8 @@ class MosaicLoader:
         image_format: str,
         rank: int,
         world_size: int,
+        slot_categories: Sequence[bool] = (),
+        supply_said: bool = True,
     ) -> None:
         self.loader = loader
         self.sampler = sampler
@@ -97,6 +104,8 @@ class MosaicLoader:
         self.image_format = image_format
         self.rank = rank
         self.world_size = world_size
+        self.slot_categories = list(slot_categories)
+        self.supply_said = supply_said
         self.counts = Counts()
         self.last_batch: Batch = []
         # How far in the stream samples have arrived, and which of them are in no batch yet: those

@@ -33,8 +33,11 @@ class SampleInfo(TypedDict):
     index: int
     #: ``real``, ``mosaic``, or ``miss``: a real image because the bank had no mosaic.
     kind: str
-    #: Contiguous class that the slot asked for; None for real images.
+    #: Contiguous class that the mosaic was drawn for, or that a missed slot asked for; None for
+    #: real images.
     category: Optional[int]
+    #: Contiguous class that the slot asked for, where another came because it was not in stock.
+    instead_of: Optional[int]
     #: The mosaic's id.
     mosaic: Optional[str]
     #: How often the mosaic was used before.

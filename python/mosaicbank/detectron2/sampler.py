@@ -151,20 +151,19 @@ class MosaicTrainingSampler(torchdata.Sampler):  # type: ignore[type-arg]
         return int(self.stream.state_dict()["position"])
 
 
-def image_counts_for_slots(
+def slot_categories(
     image_counts: Sequence[int], to_class: Sequence[int], wanted: Optional[set[int]]
-) -> list[int]:
-    """What the stream should think of how many images each bank category has.
-
-    Categories that must not be drawn count as everywhere, and so never need a slot.
+) -> tuple[list[int], list[bool]]:
+    """What the stream needs to know about each bank category.
 
     Args:
         image_counts: [classes], of the training set.
         to_class: [bank categories], see :class:`~.categories.CategoryMap`.
         wanted: classes to draw for; None: all.
+
+    Returns:
+        ([bank categories] training images, [bank categories] whether slots may ask for it).
     """
-    everywhere = 1 << 53
-    return [
-        everywhere if c < 0 or (wanted is not None and c not in wanted) else int(image_counts[c])
-        for c in to_class
-    ]
+    counts = [0 if c < 0 else int(image_counts[c]) for c in to_class]
+    allowed = [c >= 0 and (wanted is None or c in wanted) for c in to_class]
+    return counts, allowed

@@ -8,7 +8,7 @@ use pyo3::types::PyDict;
 
 use super::super::convert::{plane_array, rgb_array};
 use crate::bank::InstanceRecord;
-use crate::instance::Provenance;
+use crate::record::Provenance;
 
 pub(super) fn provenance_dict<'py>(
     py: Python<'py>,

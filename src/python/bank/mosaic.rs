@@ -8,6 +8,7 @@ use pyo3::types::PyList;
 use super::super::convert::{plane_array, rgb_array, rle_dict};
 use super::instance::provenance_dict;
 use crate::bank::MosaicRecord;
+use crate::record::Scores;
 
 /// A whole generated canvas with its objects, as it came out of a bank.
 #[pyclass(frozen, module = "mosaicbank._core")]
@@ -112,9 +113,18 @@ impl BankMosaic {
         PyArray1::from_iter(py, self.record.instances.iter().map(|i| i.area as i64))
     }
 
-    /// The regions: dictionaries with ``box``, ``prompt``, ``category`` (index), ``verdict``;
-    /// those that an engine made also have ``own`` (the part that the instance may lie in),
-    /// ``attention`` (``uint8 [h, w]``, at most 32 x 32 cells), ``threshold`` (0..1) and
+    /// What checks have measured of each object: one dictionary from name to number per object.
+    #[getter]
+    fn named_scores(&self) -> Vec<Scores> {
+        let instances = self.record.instances.iter();
+        instances.map(|i| i.scores.clone()).collect()
+    }
+
+    /// The regions: dictionaries with ``box``, ``own`` (the part that the instance may lie in),
+    /// ``prompt``, ``subject`` (first character of the subject in the prompt, and one past the
+    /// last; (0, 0) where it is not known), ``guidance`` (0 where it is not known), ``category``
+    /// (index), ``verdict`` (``"kept"``, or why not) and ``scores`` (what checks have measured);
+    /// those that an engine made also have ``attention`` (``uint8 [h, w]``, at most 32 x 32 cells), ``threshold`` (0..1) and
     /// ``refined`` (the mask before the filter, as RLE of the region's size).
     #[getter]
     fn regions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
@@ -124,11 +134,14 @@ impl BankMosaic {
             dict.set_item("box", <[u32; 4]>::from(r.bbox))?;
             dict.set_item("prompt", &r.prompt)?;
             dict.set_item("category", r.category)?;
-            dict.set_item("verdict", &r.verdict)?;
+            dict.set_item("own", <[u32; 4]>::from(r.own))?;
+            dict.set_item("subject", r.subject)?;
+            dict.set_item("guidance", r.guidance)?;
+            dict.set_item("verdict", r.verdict.to_string())?;
+            dict.set_item("scores", &r.scores)?;
             if let Some(trace) = &r.trace {
                 let levels = trace.attention.levels().to_vec();
                 let levels = plane_array(py, trace.attention.size(), levels)?;
-                dict.set_item("own", <[u32; 4]>::from(trace.own))?;
                 dict.set_item("attention", levels)?;
                 dict.set_item("threshold", trace.threshold)?;
                 dict.set_item("refined", rle_dict(py, &trace.refined)?)?;

@@ -7,10 +7,11 @@ use pyo3::types::PyDict;
 
 use super::super::convert::{contiguous, field, optional, rgb, rle_from, size_of};
 use super::PyBank;
-use crate::bank::{Category, InstanceRecord, MosaicInstance, MosaicRecord, Region};
+use crate::bank::{Category, InstanceRecord, MosaicInstance, MosaicRecord, RecordId, Region};
 use crate::error::{Error, Result};
 use crate::geometry::PixelBox;
-use crate::mask::{BinaryMask, Rle};
+use crate::mask::{BinaryMask, Rle, Verdict};
+use crate::record::{Scores, identity};
 
 pub(super) fn category_from(item: &Bound<'_, PyAny>, index: usize) -> PyResult<Category> {
     if let Ok(name) = item.extract::<String>() {
@@ -64,15 +65,19 @@ impl PyBank {
             for r in list.try_iter()? {
                 let r = r?;
                 let r = r.cast::<PyDict>().map_err(PyErr::from)?;
-                let [x0, y0, x1, y1]: [u32; 4] = field(r, "box")?.extract()?;
-                regions.push(Region {
-                    bbox: PixelBox::new(x0, y0, x1, y1),
-                    prompt: optional(r, "prompt")?.unwrap_or_default(),
-                    category: self.index(&field(r, "category")?)?,
-                    verdict: optional(r, "verdict")?
-                        .unwrap_or_else(|| crate::bank::format::KEPT.to_string()),
-                    trace: None,
-                });
+                let corners: [u32; 4] = field(r, "box")?.extract()?;
+                let verdict: Option<String> = optional(r, "verdict")?;
+                let verdict = verdict.map_or(Verdict::Kept, |text| Verdict::from_text(&text));
+                let category = self.index(&field(r, "category")?)?;
+                let mut region = Region::bare(corners.into(), category, verdict);
+                region.prompt = optional(r, "prompt")?.unwrap_or_default();
+                if let Some(own) = optional::<[u32; 4]>(r, "own")? {
+                    region.own = own.into();
+                }
+                region.subject = optional(r, "subject")?.unwrap_or_default();
+                region.guidance = optional(r, "guidance")?.unwrap_or_default();
+                region.scores = optional(r, "scores")?.unwrap_or_default();
+                regions.push(region);
             }
         }
         let masks = field(dict, "masks")?;
@@ -108,50 +113,53 @@ impl PyBank {
             None if regions.is_empty() => {
                 // One region per object when the caller has none to tell.
                 for (rle, &category) in rles.iter().zip(&classes) {
-                    regions.push(Region {
-                        bbox: rle.bbox().unwrap_or(PixelBox::new(0, 0, 0, 0)),
-                        prompt: String::new(),
-                        category,
-                        verdict: crate::bank::format::KEPT.into(),
-                        trace: None,
-                    });
+                    let bbox = rle.bbox().unwrap_or(PixelBox::new(0, 0, 0, 0));
+                    regions.push(Region::bare(bbox, category, Verdict::Kept));
                 }
                 (0..rles.len() as u32).collect()
             }
             None => (0..rles.len() as u32).collect(),
         };
+        let named: Option<Vec<Scores>> = optional(dict, "named_scores")?;
+        if let Some(named) = named.as_ref().filter(|n| n.len() != rles.len()) {
+            return Err(Error::value(
+                "named_scores",
+                format!("as many as masks ({})", rles.len()),
+                named.len(),
+            )
+            .into());
+        }
+        let named = named.unwrap_or_default();
         let mut instances = Vec::new();
         for (i, mask) in rles.into_iter().enumerate() {
-            let bbox = mask
-                .bbox()
+            let category = classes.get(i).copied().unwrap_or_default();
+            let score = scores.get(i).copied().unwrap_or_default();
+            let region = of.get(i).copied().unwrap_or_default();
+            let mut instance = MosaicInstance::of_mask(category, mask, score, region)
                 .ok_or_else(|| Error::value(format!("mask {i}"), "some foreground", "none"))?;
-            instances.push(MosaicInstance {
-                category: classes.get(i).copied().unwrap_or_default(),
-                area: mask.area(),
-                mask,
-                bbox,
-                score: scores.get(i).copied().unwrap_or_default(),
-                region: of.get(i).copied().unwrap_or_default(),
-            });
+            instance.scores = named.get(i).cloned().unwrap_or_default();
+            instances.push(instance);
         }
-        let recipe: String = optional(dict, "recipe")?.unwrap_or_default();
-        let weights: String = optional(dict, "weights")?.unwrap_or_default();
-        let seed: u64 = field(dict, "seed")?.extract()?;
-        Ok(MosaicRecord {
-            id: match optional::<String>(dict, "id")? {
-                Some(id) => id.parse()?,
-                None => MosaicRecord::id_of(&recipe, &weights, seed),
-            },
+        let mut mosaic = MosaicRecord {
+            id: RecordId([0; 16]),
             size,
             image,
             regions,
             instances,
             model: optional(dict, "model")?.unwrap_or_default(),
-            weights,
-            recipe,
-            seed,
+            weights: optional(dict, "weights")?.unwrap_or_default(),
+            recipe: optional(dict, "recipe")?.unwrap_or_default(),
+            seed: field(dict, "seed")?.extract()?,
             generation: None,
-        })
+        };
+        mosaic.id = match optional::<String>(dict, "id")? {
+            Some(id) => id.parse()?,
+            None => {
+                let table = self.bank.categories();
+                identity::content(&mosaic, |&c| table.get(c as usize).map_or("", |c| &c.name))
+            }
+        };
+        Ok(mosaic)
     }
 
     pub(super) fn instance_from(&self, dict: &Bound<'_, PyDict>) -> PyResult<InstanceRecord> {

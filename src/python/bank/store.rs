@@ -11,8 +11,17 @@ use super::super::random::{bits, seed_from};
 use super::super::{check_interrupt, enter};
 use super::records::category_from;
 use super::{BankInstance, BankMosaic};
-use crate::bank::{Bank, BankInfo, Choice, Kind, Limits, PutReport, RecordId};
+use crate::bank::{Bank, BankInfo, Choice, Kind, LimitChanges, Limits, PutReport, RecordId};
 use crate::error::Error;
+use crate::priority::supply::Supply;
+
+fn limits_dict(py: Python<'_>, l: Limits) -> PyResult<Bound<'_, PyDict>> {
+    let dict = PyDict::new(py);
+    dict.set_item("max_bytes", l.max_bytes)?;
+    dict.set_item("max_per_category", l.max_per_category)?;
+    dict.set_item("max_uses", l.max_uses)?;
+    Ok(dict)
+}
 
 fn report_dict(py: Python<'_>, r: PutReport) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
@@ -55,12 +64,12 @@ impl PyBank {
             .enumerate()
             .map(|(i, c)| category_from(&c?, i))
             .collect::<PyResult<_>>()?;
-        let d = Limits::default();
-        let limits = Limits {
-            max_bytes: max_bytes.unwrap_or(d.max_bytes),
-            max_per_category: max_per_category.unwrap_or(d.max_per_category),
-            max_uses: max_uses.unwrap_or(d.max_uses),
-        };
+        let limits = LimitChanges {
+            max_bytes,
+            max_per_category,
+            max_uses,
+        }
+        .applied_to(Limits::default());
         let bank = enter(py, || {
             Bank::create(&path, BankInfo::new(categories, recipe, limits)?)
         })?;
@@ -122,12 +131,46 @@ impl PyBank {
     /// ``max_bytes``, ``max_per_category``, ``max_uses``.
     #[getter]
     fn limits<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let l = self.bank.info().limits;
-        let dict = PyDict::new(py);
-        dict.set_item("max_bytes", l.max_bytes)?;
-        dict.set_item("max_per_category", l.max_per_category)?;
-        dict.set_item("max_uses", l.max_uses)?;
-        Ok(dict)
+        limits_dict(py, self.bank.limits())
+    }
+
+    /// Changes limits of the bank, in ``bank.toml`` too; those that are not given stay. Returns
+    /// the limits before and after. ``ValueError`` for a number that the file cannot hold.
+    #[pyo3(signature = (*, max_bytes=None, max_per_category=None, max_uses=None))]
+    fn set_limits<'py>(
+        &self,
+        py: Python<'py>,
+        max_bytes: Option<u64>,
+        max_per_category: Option<u64>,
+        max_uses: Option<u32>,
+    ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>)> {
+        let changes = LimitChanges {
+            max_bytes,
+            max_per_category,
+            max_uses,
+        };
+        let (before, after) = enter(py, || self.bank.set_limits(changes))?;
+        Ok((limits_dict(py, before)?, limits_dict(py, after)?))
+    }
+
+    /// Which categories the bank holds mosaics of, or a running engine draws; bool [C].
+    fn supply<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<bool>>> {
+        let supply = enter(py, || Supply::of(&self.bank))?;
+        Ok(supply.mask().into_pyarray(py))
+    }
+
+    /// One line about the categories without a supply, ``None`` where all have one.
+    /// ``categories`` (bool [C]): those that matter (default: all).
+    #[pyo3(signature = (categories=None))]
+    fn shortfall(
+        &self,
+        py: Python<'_>,
+        categories: Option<Vec<bool>>,
+    ) -> PyResult<Option<String>> {
+        let wanted = categories.unwrap_or_default();
+        enter(py, || {
+            Ok(Supply::of(&self.bank)?.shortfall(&self.bank, &wanted))
+        })
     }
 
     /// Index of a category name. ``KeyError`` with a suggestion when it is not in the table.
@@ -243,8 +286,9 @@ impl PyBank {
 
     /// Writes mosaics in one commit. Each is a dictionary: ``image`` (uint8 [H, W, 3]), ``masks``
     /// (bool [N, H, W] or RLE dictionaries), ``classes`` (indices or names), ``seed``, and
-    /// optional ``id`` (32 hexadecimal digits, else made of recipe, weights and seed), ``scores``,
-    /// ``regions``, ``region_of``, ``recipe``, ``weights``, ``model``.
+    /// optional ``id`` (32 hexadecimal digits, else a hash of the content), ``scores``,
+    /// ``named_scores`` (one dictionary per mask), ``regions``, ``region_of``, ``recipe``,
+    /// ``weights``, ``model``.
     /// Returns ``{"added", "known", "evicted", "refused"}`` (records, crops included).
     fn put_mosaics<'py>(
         &self,

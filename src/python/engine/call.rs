@@ -11,7 +11,6 @@ use serde_json::{Map, Value};
 use super::super::{SIGNAL_INTERVAL, check_interrupt};
 use super::PyMosaic;
 use super::arrays::to_tensor;
-use crate::diffusion::Hook;
 use crate::error::{Error, Result};
 use crate::mosaic::{Canvas, Generator, Options, Progress};
 
@@ -27,18 +26,12 @@ impl Signals {
         }
     }
 
-    fn check(&mut self) -> Result<()> {
+    pub(super) fn check(&mut self) -> Result<()> {
         if self.last.elapsed() < SIGNAL_INTERVAL {
             return Ok(());
         }
         self.last = Instant::now();
         check_interrupt()
-    }
-}
-
-impl Hook for Signals {
-    fn check(&mut self) -> Result<()> {
-        Signals::check(self)
     }
 }
 

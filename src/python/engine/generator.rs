@@ -13,8 +13,9 @@ use super::arrays::{FloatArray, from_tensor, read_array, to_array, to_tensor};
 use super::call::{Call, Signals, recipe_values};
 use super::region::read_region;
 use crate::dataset::CategoryTable;
-use crate::diffusion::{Scheduler, SchedulerConfig};
+use crate::diffusion::SchedulerConfig;
 use crate::error::{Error, Result};
+use crate::family::TextEmbedding;
 use crate::geometry::Size;
 use crate::mosaic::{Canvas, Generator, parse_device, parse_dtype};
 use crate::recipe::SchedulerKind;
@@ -48,13 +49,16 @@ impl PyGenerator {
     ///     annotations: an LVIS or COCO JSON file whose categories give ids and definitions and
     ///         are the only ones accepted; the model's own table when not given.
     ///     threads: number of threads that libtorch computes with; as it is when not given.
+    ///     aliases: names, definitions or prompts under which the model draws categories:
+    ///         "category=name", or JSON or TOML files. Without one, a category is drawn under the
+    ///         name that the model was trained on.
     ///
     /// Raises:
     ///     FileNotFoundError: a directory or file is missing; pickles do not count.
     ///     ValueError: a file is malformed, holds a value that is not supported, or weights that
     ///         do not fit; names the file and the key or tensor.
     #[staticmethod]
-    #[pyo3(signature = (model="embedded".into(), device="cpu", dtype="float32", *, annotations=None, threads=None))]
+    #[pyo3(signature = (model="embedded".into(), device="cpu", dtype="float32", *, annotations=None, threads=None, aliases=None))]
     fn from_pretrained(
         py: Python<'_>,
         model: PathBuf,
@@ -62,16 +66,14 @@ impl PyGenerator {
         dtype: &str,
         annotations: Option<PathBuf>,
         threads: Option<i32>,
+        aliases: Option<Vec<String>>,
     ) -> PyResult<Self> {
         let path = cli::resolve_model(py, &model)?;
         let (target, kind) = (parse_device(device)?, parse_dtype(dtype)?);
         let generator = enter(py, || {
             set_threads(threads)?;
-            let generator = Generator::open(&path, target, kind)?;
-            Ok(match annotations {
-                Some(path) => generator.with_categories(CategoryTable::read(&path)?),
-                None => generator,
-            })
+            Generator::open(&path, target, kind)?
+                .for_dataset(annotations.as_deref(), &aliases.unwrap_or_default())
         })?;
         let model = generator.model();
         let names = |table: &CategoryTable| {
@@ -83,9 +85,9 @@ impl PyGenerator {
             dtype: dtype.to_owned(),
             path: model.path.clone(),
             weights: model.id.weights.clone(),
-            factor: model.vae.factor(),
+            factor: model.space().factor,
             categories: generator.categories().map(names),
-            scheduler: model.scheduler.clone(),
+            scheduler: model.scheduler().clone(),
             generator: Exclusive::new(generator),
         })
     }
@@ -289,7 +291,7 @@ impl PyGenerator {
     ) -> PyResult<(Vec<i64>, Vec<(usize, usize)>)> {
         let tokens = self
             .generator
-            .enter(py, |generator| generator.model().tokenizer.encode(prompt))?;
+            .enter(py, |generator| generator.model().tokens(prompt))?;
         let ends = |r: Range<usize>| (r.start, r.end);
         Ok((tokens.ids, tokens.offsets.into_iter().map(ends).collect()))
     }
@@ -304,7 +306,7 @@ impl PyGenerator {
     ) -> PyResult<FloatArray<'py>> {
         let (shape, data) = self.with_model(py, "encoding prompts", |model| {
             let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
-            from_tensor(&model.embed(&prompts, clip_skip)?)
+            from_tensor(&model.embed(&prompts, clip_skip)?.sequence)
         })?;
         to_array(py, shape, data)
     }
@@ -327,14 +329,14 @@ impl PyGenerator {
     ) -> PyResult<FloatArray<'py>> {
         let (latents, embeddings) = (read_array(&latents), read_array(&embeddings));
         let (shape, data) = self.with_model(py, "running the UNet", |model| {
-            let context = model.unet.context(&to_tensor(&embeddings))?;
-            let hook = &mut Signals::new();
+            let mut signals = Signals::new();
+            let text = TextEmbedding {
+                sequence: to_tensor(&embeddings),
+                pooled: None,
+            };
             let latents = to_tensor(&latents);
-            from_tensor(
-                &model
-                    .unet
-                    .forward(&latents, timestep, guidance, &context, hook)?,
-            )
+            let check = &mut || signals.check();
+            from_tensor(&model.predict(&latents, timestep, text, guidance, check)?)
         })?;
         to_array(py, shape, data)
     }
@@ -347,11 +349,8 @@ impl PyGenerator {
     ) -> PyResult<FloatArray<'py>> {
         let latents = read_array(&latents);
         let (shape, data) = self.with_model(py, "decoding", |model| {
-            from_tensor(
-                &model
-                    .vae
-                    .decode(&to_tensor(&latents), &mut Signals::new())?,
-            )
+            let mut signals = Signals::new();
+            from_tensor(&model.decode(&to_tensor(&latents), &mut || signals.check())?)
         })?;
         to_array(py, shape, data)
     }
@@ -364,7 +363,8 @@ impl PyGenerator {
     ) -> PyResult<FloatArray<'py>> {
         let pixels = read_array(&pixels);
         let (shape, data) = self.with_model(py, "encoding", |model| {
-            from_tensor(&model.vae.encode(&to_tensor(&pixels), &mut Signals::new())?)
+            let mut signals = Signals::new();
+            from_tensor(&model.encode(&to_tensor(&pixels), &mut || signals.check())?)
         })?;
         to_array(py, shape, data)
     }
@@ -382,7 +382,7 @@ impl PyGenerator {
     ) -> PyResult<Vec<f64>> {
         let kind = scheduler.map(SchedulerKind::from_name).transpose()?;
         enter(py, || {
-            let scheduler = Scheduler::new(&self.scheduler, kind, steps)?;
+            let scheduler = self.scheduler.trajectory(kind, steps)?;
             Ok(scheduler.timesteps().to_vec())
         })
     }
@@ -410,7 +410,7 @@ impl PyGenerator {
         noises: Option<PyReadonlyArrayDyn<'py, f32>>,
     ) -> PyResult<Vec<FloatArray<'py>>> {
         let kind = scheduler.map(SchedulerKind::from_name).transpose()?;
-        let mut scheduler = Scheduler::new(&self.scheduler, kind, steps)?;
+        let mut scheduler = self.scheduler.trajectory(kind, steps)?;
         let noises = noises.as_ref().map(|n| to_tensor(&read_array(n)));
         let mut sample = to_tensor(&read_array(&noise)) * scheduler.init_noise_sigma();
         let mut out = Vec::new();

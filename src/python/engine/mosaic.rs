@@ -6,18 +6,18 @@ use pyo3::types::PyDict;
 
 use super::arrays::{FloatArray, to_array, to_bool_array};
 use crate::error::Error;
-use crate::instance::Instance;
-use crate::mosaic::{Mosaic, RegionResult};
+use crate::mosaic::{Labelled, RegionMaps};
+use crate::record;
 
 /// A generated picture with its regions and instances.
 #[pyclass(name = "Mosaic", module = "mosaicbank", frozen)]
 pub struct PyMosaic {
-    mosaic: Mosaic,
+    mosaic: Labelled,
     attention: bool,
 }
 
 impl PyMosaic {
-    pub(super) fn new(mosaic: Mosaic, attention: bool) -> Self {
+    pub(super) fn new(mosaic: Labelled, attention: bool) -> Self {
         Self { mosaic, attention }
     }
 }
@@ -26,31 +26,33 @@ impl PyMosaic {
 impl PyMosaic {
     /// Hash of weights, recipe, seed and regions: the same mosaic has the same id.
     #[getter]
-    fn id(&self) -> &str {
-        &self.mosaic.id
+    fn id(&self) -> String {
+        self.mosaic.record.id.to_string()
     }
 
     /// Its seed.
     #[getter]
     fn seed(&self) -> u64 {
-        self.mosaic.seed
+        self.mosaic.record.seed
     }
 
     /// uint8 [H, W, 3], RGB.
     #[getter]
     fn image<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
-        let size = self.mosaic.size;
+        let size = self.mosaic.record.size;
         let shape = vec![size.height as usize, size.width as usize, 3];
-        to_array(py, shape, self.mosaic.rgb.clone())
+        to_array(py, shape, self.mosaic.record.image.clone())
     }
 
     /// All regions, with the whole way to their verdicts.
     #[getter]
     fn regions(&self) -> Vec<PyRegionResult> {
-        let results = self.mosaic.regions.iter();
-        results
-            .map(|r| PyRegionResult {
-                region: r.clone(),
+        let regions = self.mosaic.record.regions.iter();
+        regions
+            .zip(&self.mosaic.maps)
+            .map(|(region, maps)| PyRegionResult {
+                region: region.clone(),
+                maps: maps.clone(),
                 attention: self.attention,
             })
             .collect()
@@ -59,22 +61,21 @@ impl PyMosaic {
     /// The instances that are kept.
     #[getter]
     fn instances(&self) -> Vec<PyInstance> {
-        self.mosaic
-            .instances
-            .iter()
-            .cloned()
-            .map(|instance| PyInstance { instance })
+        let record = &self.mosaic.record;
+        let instances = record.instances.iter();
+        instances
+            .map(|i| PyInstance {
+                instance: i.clone(),
+                provenance: record.provenance(i),
+            })
             .collect()
     }
 
     /// Categories of regions without a kept mask (LVIS: not exhaustively annotated).
     #[getter]
     fn not_exhaustive(&self) -> Vec<String> {
-        self.mosaic
-            .not_exhaustive()
-            .into_iter()
-            .map(str::to_owned)
-            .collect()
+        let names = self.mosaic.record.not_exhaustive();
+        names.into_iter().cloned().collect()
     }
 
     /// Why the picture cannot be used, or None.
@@ -86,11 +87,11 @@ impl PyMosaic {
     fn __repr__(&self) -> String {
         format!(
             "Mosaic({}, {} x {}, {} of {} regions kept)",
-            self.mosaic.id,
-            self.mosaic.size.height,
-            self.mosaic.size.width,
-            self.mosaic.instances.len(),
-            self.mosaic.regions.len()
+            self.mosaic.record.id,
+            self.mosaic.record.size.height,
+            self.mosaic.record.size.width,
+            self.mosaic.record.instances.len(),
+            self.mosaic.record.regions.len()
         )
     }
 }
@@ -98,7 +99,8 @@ impl PyMosaic {
 /// One region of a mosaic.
 #[pyclass(name = "RegionResult", module = "mosaicbank", frozen)]
 pub struct PyRegionResult {
-    region: RegionResult,
+    region: record::Region,
+    maps: RegionMaps,
     attention: bool,
 }
 
@@ -119,7 +121,7 @@ impl PyRegionResult {
     /// Its prompt.
     #[getter]
     fn prompt(&self) -> &str {
-        &self.region.subject.prompt
+        &self.region.prompt
     }
 
     /// Category of its subject.
@@ -131,18 +133,18 @@ impl PyRegionResult {
     /// float32 [h, w], 0..1, of the region's size; None unless it was asked for.
     #[getter]
     fn attention<'py>(&self, py: Python<'py>) -> PyResult<Option<FloatArray<'py>>> {
-        if !self.attention || self.region.attention.is_empty() {
+        if !self.attention || self.maps.attention.is_empty() {
             return Ok(None);
         }
         let size = self.region.bbox.size();
         let shape = vec![size.height as usize, size.width as usize];
-        to_array(py, shape, self.region.attention.clone()).map(Some)
+        to_array(py, shape, self.maps.attention.clone()).map(Some)
     }
 
     /// bool [h, w], of the region's size: refined, before the filter; None without masks.
     #[getter]
     fn mask<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyArrayDyn<bool>>>> {
-        let Some(mask) = &self.region.mask else {
+        let Some(mask) = &self.maps.mask else {
             return Ok(None);
         };
         to_bool_array(py, mask.size(), mask.data()).map(Some)
@@ -171,7 +173,8 @@ impl PyRegionResult {
 /// One object on a mosaic.
 #[pyclass(name = "Instance", module = "mosaicbank", frozen)]
 pub struct PyInstance {
-    instance: Instance,
+    instance: record::Instance,
+    provenance: record::Provenance,
 }
 
 #[pymethods]
@@ -220,7 +223,7 @@ impl PyInstance {
     /// Where it came from: model, weights, prompt, seed, recipe, mosaic, region.
     #[getter]
     fn provenance<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let text = serde_json::to_string(&self.instance.provenance)
+        let text = serde_json::to_string(&self.provenance)
             .map_err(|e| Error::backend("provenance", e))?;
         py.import("json")?.call_method1("loads", (text,))
     }

@@ -171,35 +171,3 @@ def test_the_demo(tmp_path, capsys):
         assert words in printed, (words, printed)
     pictures = list((tmp_path / "demo" / "saw").glob("*.png"))
     assert any("mosaic" in p.name for p in pictures) and any("pasted" in p.name for p in pictures)
-
-
-def test_the_demo_empties_only_its_own_folder(tmp_path, capsys):
-    out = tmp_path / "out"
-    detectron2_demo.claim(out)
-    (out / "data").mkdir()
-    (out / "data" / "train.json").write_text("{}")
-    (out / "detectron2.log").write_text("old")
-    detectron2_demo.claim(out)
-    assert [p.name for p in out.iterdir()] == [detectron2_demo.MARKER]
-
-    def refused(folder):
-        before = sorted(folder.rglob("*"))
-        with pytest.raises(SystemExit) as ended:
-            detectron2_demo.main(["--out", str(folder)])
-        assert ended.value.code == 2
-        assert sorted(folder.rglob("*")) == before
-        return capsys.readouterr().err
-
-    (out / "notes.txt").write_text("mine")
-    (out / "saw").mkdir()
-    (out / "saw" / "1.png").write_text("a demo's picture")
-    assert "found notes.txt" in refused(out)
-    # Its names, but no demo made the folder.
-    other = tmp_path / "other"
-    (other / "data").mkdir(parents=True)
-    (other / "data" / "precious.json").write_text("{}")
-    assert "found data" in refused(other)
-    # A link leads elsewhere.
-    (out / "notes.txt").unlink()
-    (out / "bank").symlink_to(other)
-    assert "found bank" in refused(out)

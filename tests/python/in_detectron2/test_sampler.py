@@ -11,7 +11,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 import mosaicbank
 from mosaicbank import _core
-from mosaicbank.detectron2.sampler import MosaicTrainingSampler, deal, image_counts_for_slots
+from mosaicbank.detectron2.sampler import MosaicTrainingSampler, deal, slot_categories
 
 
 def arrive(dealt, workers, batch_size, chunk, grouped, n):
@@ -91,20 +91,18 @@ def test_real_images_come_as_detectron2s_own_sampler_draws_them():
 
 
 def test_categories_that_are_not_classes_get_no_slots():
-    counts = image_counts_for_slots([5, 0, 400], [2, -1, 0, 1], None)
-    assert counts[0] == 400 and counts[1] > 10**15 and counts[2:] == [5, 0]
-    drawn = {
-        s.decode(i)[1]
-        for s in [
-            mosaicbank.MosaicSampler(
-                1000, mix_ratio=0.5, image_counts=np.array(counts), threshold=0.1
-            )
-        ]
-        for i in itertools.islice(s, 4000)
-    }
+    counts, allowed = slot_categories([5, 0, 400], [2, -1, 0, 1], None)
+    assert counts == [400, 0, 5, 0] and allowed == [True, False, True, True]
+    sampler = mosaicbank.MosaicSampler(
+        1000,
+        mix_ratio=0.5,
+        image_counts=np.array(counts),
+        categories=allowed,
+        threshold=0.1,
+    )
+    drawn = {sampler.decode(i)[1] for i in itertools.islice(sampler, 4000)}
     assert drawn == {None, 2, 3}  # classes 0 and 1; class 2 is in 400 of 1000 images
-    only = image_counts_for_slots([5, 0, 400], [2, -1, 0, 1], {2})
-    assert [c > 10**15 for c in only] == [False, True, True, True]
+    assert slot_categories([5, 0, 400], [2, -1, 0, 1], {2})[1] == [True, False, False, False]
 
 
 # --- repeat factors --------------------------------------------------------------------------

@@ -95,13 +95,14 @@ class Pipeline:
 class Maps:
     """One region's attention: sums of the subject token's probabilities by resolution."""
 
-    def __init__(self, token: int, height: int, width: int) -> None:
+    def __init__(self, token: int, height: int, width: int, levels: Sequence[int]) -> None:
         self.token = token
-        # Latent sizes at 1/8, 1/16 and 1/32: each the ceiling of half the one above.
-        self.sizes = [(height, width)]
-        for _ in range(2):
+        # Level 0 is the latent's size, each next one the ceiling of half the one above.
+        self.sizes = []
+        for level in range(max(levels) + 1):
+            if level in levels:
+                self.sizes.append((height, width))
             height, width = math.ceil(height / 2), math.ceil(width / 2)
-            self.sizes.append((height, width))
         self.sums: dict[tuple[int, int], torch.Tensor] = {}
         self.counts: dict[tuple[int, int], int] = defaultdict(int)
 
@@ -203,8 +204,10 @@ def mosaic(
     steps: int,
     noise: torch.Tensor,
     capture: bool = True,
+    levels: Sequence[int] = (0, 1, 2),
 ) -> Result:
-    """Denoise the regions on slices of one shared latent, merge, step, decode."""
+    """Denoise the regions on slices of one shared latent, merge, step, decode. The attention is
+    read at `levels`."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
     factor = height // noise.shape[2]
     assert (height, width) == (noise.shape[2] * factor, noise.shape[3] * factor)
@@ -212,7 +215,7 @@ def mosaic(
     embeddings = [torch.cat([empty, pipeline.encode([a.prompt])]) for a in areas]
     boxes = [tuple(v // factor for v in a.box) for a in areas]
     maps = [
-        Maps(pipeline.subject_token(a.prompt, a.subject), y1 - y0, x1 - x0)
+        Maps(pipeline.subject_token(a.prompt, a.subject), y1 - y0, x1 - x0, levels)
         for a, (x0, y0, x1, y1) in zip(areas, boxes)
     ]
     recorder = Recorder()
