@@ -146,3 +146,61 @@ impl InstanceMeta {
         self.id.parse().map_err(|e: Error| e.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mask::Verdict;
+
+    /// Metadata as version 0.1 wrote it (commit 13b58bc): verdicts as text, `way` and `making`, and
+    /// what was planned of a region in `making` alone.
+    const VERSION_0_1: &str = r#"{
+        "id": "000102030405060708090a0b0c0d0e0f",
+        "regions": [
+            {"box": [0, 0, 8, 8], "prompt": "a photo of a single cup", "category": 0,
+             "verdict": "kept",
+             "way": {"planned": 1, "own": [0, 0, 8, 8], "threshold": 0.5,
+                     "attention": {"size": {"height": 1, "width": 1}, "levels": "/w=="},
+                     "refined": {"size": [8, 8], "counts": [0, 64]}}},
+            {"box": [0, 0, 8, 8], "prompt": "an owl", "category": 1,
+             "verdict": "a reason that nobody knows any more"}
+        ],
+        "instances": [{"category": 0, "box": [0, 0, 8, 8], "area": 64, "score": 0.5, "region": 0}],
+        "model": "m", "weights": "w", "recipe": "r", "seed": 7,
+        "making": {"canvas": {"height": 8, "width": 16}, "window": [8, 0, 16, 8],
+                   "device": "cpu", "dtype": "float32", "threads": 2, "pixels": "00",
+                   "regions": [
+                       {"box": [0, 0, 8, 8], "own": [0, 0, 8, 8], "category": "owl",
+                        "prompt": "an owl", "subject": [3, 6], "guidance": 2.0},
+                       {"box": [8, 0, 16, 8], "own": [8, 0, 16, 8], "category": "cup",
+                        "prompt": "a photo of a single cup", "subject": [20, 23], "guidance": 7.5}
+                   ]}
+    }"#;
+
+    #[test]
+    fn a_record_of_version_0_1_is_read_and_completed() {
+        let meta: MosaicMeta = serde_json::from_str(VERSION_0_1).unwrap();
+        let size = Size::new(8, 8);
+        let whole = Rle::new(size, &[0, 64]).unwrap();
+        let mosaic = meta.mosaic(size, || Some(whole.clone())).unwrap();
+        let [kept, other] = &mosaic.regions[..] else {
+            panic!("expected two regions, got {:?}", mosaic.regions);
+        };
+        assert_eq!(kept.verdict, Verdict::Kept);
+        assert_eq!((kept.subject, kept.guidance), ([20, 23], 7.5));
+        assert_eq!(kept.own, PixelBox::new(0, 0, 8, 8));
+        assert_eq!(kept.trace.as_ref().map(|t| t.planned), Some(1));
+        assert!(!other.verdict.is_kept());
+        assert_eq!(
+            other.verdict.to_string(),
+            "a reason that nobody knows any more"
+        );
+        assert_eq!(mosaic.generation.as_ref().map(|g| g.threads), Some(2));
+
+        // Written again, in today's form, it says the same.
+        let text = serde_json::to_string(&MosaicMeta::of(&mosaic)).unwrap();
+        assert!(!text.contains("\"way\"") && !text.contains("\"making\""));
+        let again: MosaicMeta = serde_json::from_str(&text).unwrap();
+        assert_eq!(again.mosaic(size, || Some(whole.clone())).unwrap(), mosaic);
+    }
+}
