@@ -27,7 +27,7 @@
 //! | [`sampler`], [`paste`] | the trainer's side | `bank`, `mask`, `priority` | own a thread pool |
 //! | [`status`] | what each engine says about itself, and whether it is alive | `dataset` | link libtorch |
 //! | [`engine`] | planner, worker, throttle | every room | be needed by the trainer |
-//! | [`report`] | a bank's figures, and the page that shows it | `bank`, `mask`, `priority`, `record` | count a use, need a network |
+//! | [`report`] | a bank's figures, and the page that shows it | `bank`, `mask`, `priority`, `record`, `status` | count a use, need a network |
 //! | [`cli`] | one file per subcommand | every room | hold logic |
 //! | `python` | the bindings: conversions and the GIL | every room | hold logic |
 //!

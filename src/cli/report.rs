@@ -7,11 +7,10 @@ use parking_lot::Mutex;
 
 use super::context::{catch_stop, check_stop};
 use super::progress::Counter;
-use super::status;
 use crate::bank::Bank;
 use crate::dataset::write_beside;
 use crate::error::Result;
-use crate::report::{Options, build};
+use crate::report::{EngineFacts, Options, build};
 
 /// Write an HTML page about a bank: stock, use, rejects, rates, and a gallery
 ///
@@ -56,7 +55,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
     let counter = Mutex::new(Counter::new("records"));
     let report = build(
         &bank,
-        status::engine_facts(&bank)?,
+        EngineFacts::read_all(&bank)?,
         options,
         &|done, total| {
             counter.lock().set(done, total);

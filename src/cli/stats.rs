@@ -6,10 +6,9 @@ use clap::Args;
 
 use super::context::{catch_stop, check_stop};
 use super::progress::Counter;
-use super::status;
 use crate::bank::Bank;
 use crate::error::{Error, Result};
-use crate::report::Figures;
+use crate::report::{EngineFacts, Figures};
 
 /// Show what is in a bank and what training asks of it
 #[derive(Debug, Clone, Args)]
@@ -37,7 +36,7 @@ pub struct StatsArgs {
 /// A bank that cannot be opened or read.
 pub fn run(args: &StatsArgs) -> Result<()> {
     let bank = Bank::open(&args.bank)?;
-    let mut figures = Figures::gather(&bank, status::engine_facts(&bank)?)?;
+    let mut figures = Figures::gather(&bank, EngineFacts::read_all(&bank)?)?;
     if args.scan {
         catch_stop()?;
         let mut counter = Counter::new("mosaics");

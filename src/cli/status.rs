@@ -12,7 +12,6 @@ use crate::bank::Bank;
 use crate::engine::control::{PAUSE_FILE, set_paused};
 use crate::error::{Error, Result};
 use crate::priority::supply::Supply;
-use crate::report::{EngineFacts, Moment};
 use crate::status::{EngineStatus, now};
 
 /// Columns of every line.
@@ -95,46 +94,6 @@ fn print(bank: &Bank, args: &StatusArgs, over: bool) -> Result<()> {
         Err(e) => Err(Error::io("standard output", e)),
         Ok(()) => Ok(()),
     }
-}
-
-/// What the engines of a bank say of themselves, for its figures.
-pub(super) fn engine_facts(bank: &Bank) -> Result<Vec<EngineFacts>> {
-    let facts = |e: EngineStatus| {
-        let mut history = e.history.clone();
-        // The file itself is the last moment that is known of.
-        if history.last().is_some_and(|m| m.time < e.time) {
-            history.push(e.moment(e.time));
-        }
-        EngineFacts {
-            state: e.observed().name().into(),
-            started: e.started,
-            time: e.time,
-            target: e.target,
-            mosaics: e.mosaics,
-            instances: e.instances,
-            regions: e.regions,
-            rejected: e.rejected,
-            dropped: e.dropped,
-            mosaics_per_second: e.mosaics_per_second,
-            instances_per_second: e.instances_per_second,
-            history: history
-                .into_iter()
-                .map(|m| Moment {
-                    time: m.time,
-                    mosaics: m.mosaics,
-                    instances: m.instances,
-                    regions: m.regions,
-                    rejected: m.rejected,
-                })
-                .collect(),
-            id: e.id,
-            command: e.command,
-            model: e.model,
-            device: e.device,
-        }
-    };
-    let engines = EngineStatus::read_all(bank.path())?;
-    Ok(engines.into_iter().map(facts).collect())
 }
 
 fn as_json(bank: &Bank) -> Result<Value> {

@@ -7,7 +7,7 @@ use std::sync::Once;
 
 use tch::Device;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 
 thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
@@ -48,14 +48,7 @@ pub(super) fn torch<T>(
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(Error::Backend { what, message })) => (what, message),
         Ok(Err(other)) => return Err(other),
-        Err(payload) => {
-            let message = payload
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string))
-                .unwrap_or_else(|| "a panic without a message".into());
-            (what.to_owned(), message)
-        }
+        Err(payload) => (what.to_owned(), panic_message(&*payload)),
     };
     let (what, message) = error;
     // The first line is the message; libtorch's stack trace follows.

@@ -9,6 +9,7 @@ use crate::bank::{Bank, Category, Demand, DemandBoard, Kind, Limits, RecordId, S
 use crate::error::Result;
 use crate::mask::Verdict;
 use crate::priority::supply::Supply;
+use crate::status::{self, EngineStatus};
 
 /// Longest text of a reason; a foreign bank may say anything.
 const MAX_REASON: usize = 80;
@@ -66,6 +67,56 @@ pub struct EngineFacts {
     pub instances_per_second: f64,
     /// How it got there, oldest first; empty for engines of older versions.
     pub history: Vec<Moment>,
+}
+
+impl From<status::Moment> for Moment {
+    fn from(m: status::Moment) -> Self {
+        Self {
+            time: m.time,
+            mosaics: m.mosaics,
+            instances: m.instances,
+            regions: m.regions,
+            rejected: m.rejected,
+        }
+    }
+}
+
+impl EngineFacts {
+    /// What the engines of a bank say of themselves.
+    ///
+    /// # Errors
+    /// As [`EngineStatus::read_all`].
+    pub fn read_all(bank: &Bank) -> Result<Vec<Self>> {
+        let engines = EngineStatus::read_all(bank.path())?;
+        Ok(engines.into_iter().map(Self::from).collect())
+    }
+}
+
+impl From<EngineStatus> for EngineFacts {
+    fn from(mut e: EngineStatus) -> Self {
+        // The file itself is the last moment that is known of.
+        if e.history.last().is_some_and(|m| m.time < e.time) {
+            e.history.push(e.moment(e.time));
+        }
+        Self {
+            state: e.observed().name().into(),
+            started: e.started,
+            time: e.time,
+            target: e.target,
+            mosaics: e.mosaics,
+            instances: e.instances,
+            regions: e.regions,
+            rejected: e.rejected,
+            dropped: e.dropped,
+            mosaics_per_second: e.mosaics_per_second,
+            instances_per_second: e.instances_per_second,
+            history: e.history.into_iter().map(Moment::from).collect(),
+            id: e.id,
+            command: e.command,
+            model: e.model,
+            device: e.device,
+        }
+    }
 }
 
 /// Why regions have no instance, and how many.

@@ -20,7 +20,6 @@ pub(super) const METHOD: Method = Method {
 
 struct Ddim {
     training: Training,
-    final_signal: f64,
     timesteps: Vec<f64>,
     /// Timesteps between two steps.
     ratio: i64,
@@ -32,18 +31,11 @@ fn build(request: &mut Request) -> Result<Box<dyn Scheduler>> {
     let spacing = spacing(request, "leading")?;
     let timesteps = spaced(spacing, request)?;
     Ok(Box::new(Ddim {
-        final_signal: training.final_signal(request, true)?,
-        training,
+        training: training.with_final_signal(request, true)?,
         timesteps: checked(request, timesteps)?,
         ratio: request.total / request.steps,
         clip: clip_range(request, true)?,
     }))
-}
-
-impl Ddim {
-    fn signal(&self, t: i64) -> f64 {
-        self.training.signal(t).unwrap_or(self.final_signal)
-    }
 }
 
 impl Scheduler for Ddim {
@@ -52,7 +44,11 @@ impl Scheduler for Ddim {
     }
 
     fn add_noise(&self, sample: &Tensor, noise: &Tensor, i: usize) -> Tensor {
-        mix(sample, noise, self.signal(self.timesteps[i] as i64))
+        mix(
+            sample,
+            noise,
+            self.training.signal(self.timesteps[i] as i64),
+        )
     }
 
     fn step(
@@ -63,10 +59,10 @@ impl Scheduler for Ddim {
         _noise: Option<&Tensor>,
     ) -> Result<Tensor> {
         let t = timestep(&self.timesteps, i)? as i64;
-        let (clean, noise) = self
-            .training
-            .clean_and_noise(output, sample, self.signal(t));
+        let (clean, noise) =
+            self.training
+                .clean_and_noise(output, sample, self.training.signal(t));
         let clean = clipped(clean, self.clip);
-        Ok(mix(&clean, &noise, self.signal(t - self.ratio)))
+        Ok(mix(&clean, &noise, self.training.signal(t - self.ratio)))
     }
 }

@@ -23,7 +23,6 @@ const BETAS: Betas = (0.00085, 0.012, "scaled_linear");
 
 struct Lcm {
     training: Training,
-    final_signal: f64,
     timesteps: Vec<f64>,
     clip: Option<f64>,
     /// Factor of the timestep in the consistency parametrisation.
@@ -36,8 +35,7 @@ fn build(request: &mut Request) -> Result<Box<dyn Scheduler>> {
     let scaling = request.keys.or("timestep_scaling", 10.0)?;
     let timesteps = timesteps(request, original)?;
     Ok(Box::new(Lcm {
-        final_signal: training.final_signal(request, true)?,
-        training,
+        training: training.with_final_signal(request, true)?,
         timesteps: checked(request, timesteps)?,
         clip: clip_range(request, false)?,
         scaling,
@@ -73,12 +71,6 @@ fn timesteps(request: &Request, original: i64) -> Result<Vec<f64>> {
         .collect())
 }
 
-impl Lcm {
-    fn signal(&self, t: i64) -> f64 {
-        self.training.signal(t).unwrap_or(self.final_signal)
-    }
-}
-
 impl Scheduler for Lcm {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
@@ -89,7 +81,11 @@ impl Scheduler for Lcm {
     }
 
     fn add_noise(&self, sample: &Tensor, noise: &Tensor, i: usize) -> Tensor {
-        mix(sample, noise, self.signal(self.timesteps[i] as i64))
+        mix(
+            sample,
+            noise,
+            self.training.signal(self.timesteps[i] as i64),
+        )
     }
 
     fn step(
@@ -102,16 +98,20 @@ impl Scheduler for Lcm {
         /// Standard deviation of the data in the consistency parametrisation (Luo et al., 2023).
         const SIGMA_DATA: f64 = 0.5;
         let t = timestep(&self.timesteps, i)?;
-        let (clean, _) = self
-            .training
-            .clean_and_noise(output, sample, self.signal(t as i64));
+        let (clean, _) =
+            self.training
+                .clean_and_noise(output, sample, self.training.signal(t as i64));
         let clean = clipped(clean, self.clip);
         let scaled = t * self.scaling;
         let total = scaled * scaled + SIGMA_DATA * SIGMA_DATA;
         let denoised =
             clean * (scaled / total.sqrt()) + sample * (SIGMA_DATA * SIGMA_DATA / total);
         match self.timesteps.get(i + 1) {
-            Some(&next) => Ok(mix(&denoised, needed(noise)?, self.signal(next as i64))),
+            Some(&next) => Ok(mix(
+                &denoised,
+                needed(noise)?,
+                self.training.signal(next as i64),
+            )),
             None => Ok(denoised),
         }
     }

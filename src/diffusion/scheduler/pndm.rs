@@ -23,7 +23,6 @@ const ORDER: usize = 4;
 struct Pndm {
     training: Training,
     prediction: Prediction,
-    final_signal: f64,
     timesteps: Vec<f64>,
     /// Timesteps between two steps.
     ratio: i64,
@@ -36,7 +35,7 @@ struct Pndm {
 fn build(request: &mut Request) -> Result<Box<dyn Scheduler>> {
     let training = Training::read(request, LINEAR, false)?;
     let spacing = spacing(request, "leading")?;
-    let final_signal = training.final_signal(request, false)?;
+    let training = training.with_final_signal(request, false)?;
     let k = &mut request.keys;
     k.only("skip_prk_steps", &[json!(true)])?;
     if !k.or("skip_prk_steps", false)? {
@@ -54,18 +53,11 @@ fn build(request: &mut Request) -> Result<Box<dyn Scheduler>> {
     Ok(Box::new(Pndm {
         training,
         prediction: request.prediction,
-        final_signal,
         timesteps: checked(request, timesteps)?,
         ratio: request.total / request.steps,
         outputs: VecDeque::new(),
         held: None,
     }))
-}
-
-impl Pndm {
-    fn signal(&self, t: i64) -> f64 {
-        self.training.signal(t).unwrap_or(self.final_signal)
-    }
 }
 
 impl Scheduler for Pndm {
@@ -79,7 +71,11 @@ impl Scheduler for Pndm {
     }
 
     fn add_noise(&self, sample: &Tensor, noise: &Tensor, i: usize) -> Tensor {
-        mix(sample, noise, self.signal(self.timesteps[i] as i64))
+        mix(
+            sample,
+            noise,
+            self.training.signal(self.timesteps[i] as i64),
+        )
     }
 
     fn step(
@@ -118,7 +114,7 @@ impl Scheduler for Pndm {
             3 => (e(1) * 23.0 - e(2) * 16.0 + e(3) * 5.0) / 12.0,
             _ => (e(1) * 55.0 - e(2) * 59.0 + e(3) * 37.0 - e(4) * 9.0) / 24.0,
         };
-        let (a, a_next) = (self.signal(from), self.signal(to));
+        let (a, a_next) = (self.training.signal(from), self.training.signal(to));
         let noise = match self.prediction {
             Prediction::Velocity => derivative * a.sqrt() + &sample * (1.0 - a).sqrt(),
             _ => derivative,

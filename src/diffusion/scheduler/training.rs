@@ -28,6 +28,8 @@ pub(super) const LINEAR: Betas = (0.0001, 0.02, "linear");
 pub(super) struct Training {
     /// `a(t)`.
     signal: Vec<f64>,
+    /// The signal outside of the schedule.
+    final_signal: f64,
     prediction: Prediction,
 }
 
@@ -102,25 +104,31 @@ impl Training {
         }
         Ok(Self {
             signal,
+            final_signal: 1.0,
             prediction: request.prediction,
         })
     }
 
-    /// `a(t)`; `None` outside of the schedule.
-    pub(super) fn signal(&self, t: i64) -> Option<f64> {
+    /// Reads the signal after the last step: 1, or with `set_alpha_to_one` false (the default is
+    /// `one`) that of timestep 0.
+    pub(super) fn with_final_signal(
+        mut self,
+        request: &mut Request,
+        one: bool,
+    ) -> Result<Self> {
+        if !request.keys.or("set_alpha_to_one", one)? {
+            self.final_signal = self.signal.first().copied().unwrap_or(1.0);
+        }
+        Ok(self)
+    }
+
+    /// `a(t)`; after the last step the final signal.
+    pub(super) fn signal(&self, t: i64) -> f64 {
         usize::try_from(t)
             .ok()
             .and_then(|t| self.signal.get(t))
             .copied()
-    }
-
-    /// The signal after the last step: 1, or with `set_alpha_to_one` false that of timestep 0.
-    pub(super) fn final_signal(&self, request: &mut Request, one: bool) -> Result<f64> {
-        Ok(if request.keys.or("set_alpha_to_one", one)? {
-            1.0
-        } else {
-            self.signal.first().copied().unwrap_or(1.0)
-        })
+            .unwrap_or(self.final_signal)
     }
 
     /// `sqrt((1 - a) / a)` of every timestep.
